@@ -4,8 +4,8 @@
 //! cargo run --package nanonsq-core --example blocking --features publisher -- 127.0.0.1:4150
 //! ```
 //!
-//! The loop in [`publish`] is all that the contract of [`Session`] asks of whoever carries the
-//! bytes. A port to another stack without `async` is this loop over its sockets.
+//! The loop in [`publish`] does all that [`Session`] requires of a driver. A port to another stack
+//! without `async` is this loop over its sockets.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -19,10 +19,10 @@ use nanonsq_core::time::Instant;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// The longest that a read blocks, and so the latest that a deadline is noticed.
+/// The longest time for which a read blocks, and so the longest delay of a deadline.
 const PATIENCE: Duration = Duration::from_millis(10);
 
-/// Publishes `body` and waits for its outcome. Reconnects for as long as that takes.
+/// Publishes `body` and waits for its outcome. Reconnects until then.
 pub(crate) fn publish(nsqd: Address, topic: &str, body: &[u8]) -> Result<Outcome> {
     let (config, nsqds) = (Config::new(), [nsqd]);
     let mut outbox = [0; 4096];
@@ -67,7 +67,7 @@ pub(crate) fn publish(nsqd: Address, topic: &str, body: &[u8]) -> Result<Outcome
     }
 }
 
-/// Writes what the session has to say, and hands over what arrived within [`PATIENCE`].
+/// Writes all bytes of the session, and passes on the bytes that arrive within [`PATIENCE`].
 fn carry(
     stream: &mut TcpStream,
     session: &mut impl Session,
@@ -86,7 +86,7 @@ fn carry(
     match stream.read(received) {
         Ok(0) => Err(Closed::Peer),
         Ok(len) => {
-            // A fault shows as `Link::Close`.
+            // After a fault `link` returns `Link::Close`.
             let _ = session.receive(now(), received.get(..len).unwrap_or_default());
             Ok(())
         }

@@ -1,5 +1,5 @@
-//! A link that closes has no way back up: whatever a driver, a server, an application and the clock do
-//! then, in whatever order, it says [`Link::Close`] until the driver says that the transport is gone.
+//! A closing link never goes up again: whatever a driver, a server, an application and the clock do
+//! in whatever order, it stays [`Link::Close`] until the driver calls `closed`.
 
 use nanonsq_core::address::Address;
 use nanonsq_core::consumer::{self, Consumer, Discovery};
@@ -14,12 +14,12 @@ use nanonsq_core::time::{Instant, Span};
 mod sessions;
 mod support;
 
-use sessions::{frame, message, said};
+use sessions::{frame, message, written};
 use support::Random;
 
 const NOW: Instant = Instant::from_millis(1000);
 
-/// A session, what its server may say, and what its application may do.
+/// A session, bytes that its server may send, and actions of its application.
 trait Party {
     fn with(&mut self, f: &mut dyn FnMut(&mut dyn Session));
 
@@ -33,7 +33,7 @@ trait Party {
         link
     }
 
-    /// Dials, if one is due by then, and comes up.
+    /// Dials and opens the connection.
     fn open(&mut self) {
         self.dial();
         self.with(&mut |session| session.open(NOW));
@@ -46,26 +46,26 @@ trait Party {
         });
     }
 
-    fn says(&mut self) -> usize {
+    fn send(&mut self) -> usize {
         let mut len = 0;
-        self.with(&mut |session| len = said(session, NOW).len());
+        self.with(&mut |session| len = written(session, NOW).len());
         len
     }
 
-    /// Has bytes to write that nobody takes.
-    fn stages(&mut self) {
+    /// Stages bytes that are not written.
+    fn stage(&mut self) {
         self.with(&mut |session| assert!(!session.transmit(NOW).is_empty()));
     }
 
-    /// Takes what the server says, as far as it does.
-    fn hears(&mut self, bytes: &[u8]) {
+    /// Receives bytes of the server; a fault is ignored.
+    fn receive(&mut self, bytes: &[u8]) {
         self.with(&mut |session| {
             let _ = session.receive(NOW, bytes);
         });
     }
 
-    /// The deadline of its state, or of its parts, comes, until the link closes.
-    fn waits(&mut self) {
+    /// Advances the time from deadline to deadline until the link closes.
+    fn time_out(&mut self) {
         for _ in 0..20 {
             self.with(&mut |session| {
                 let deadline = session.deadline();
@@ -79,13 +79,13 @@ trait Party {
     }
 }
 
-/// Brings the party to where it closes, and holds it to that.
-fn stays_closed<P: Party>(what: &str, new: impl Fn() -> P, close: impl Fn(&mut P)) {
+/// Checks that the link of a party stays closing after `close`, for random calls.
+fn stays_closed<P: Party>(case: &str, new: impl Fn() -> P, close: impl Fn(&mut P)) {
     for seed in 0..100 {
         let mut party = new();
         close(&mut party);
         settle(&mut party, NOW);
-        assert_eq!(party.link(), Link::Close, "{what}");
+        assert_eq!(party.link(), Link::Close, "{case}");
         let pieces = party.pieces();
         let mut random = Random::new(seed);
         let mut below = |n: usize| random.below(n as u32) as usize;
@@ -98,7 +98,7 @@ fn stays_closed<P: Party>(what: &str, new: impl Fn() -> P, close: impl Fn(&mut P
                 0 => now = now.after(Span::from_millis(below(3000) as u32)),
                 1 => party.act(now, below(8)),
                 _ => party.with(&mut |session| match call {
-                    2 => assert_eq!(session.dial(now), None, "{what}: {seed}.{step}"),
+                    2 => assert_eq!(session.dial(now), None, "{case}: {seed}.{step}"),
                     3 => session.open(now),
                     4 => session.tick(now),
                     5 => session.upgraded(now),
@@ -108,19 +108,19 @@ fn stays_closed<P: Party>(what: &str, new: impl Fn() -> P, close: impl Fn(&mut P
                     }
                     7 => assert_eq!(session.take(now, piece), piece.len()),
                     _ => {
-                        assert_eq!(session.receive(now, one), Ok(()), "it is ignored");
-                        assert_eq!(session.receive(now, two), Ok(()), "it is ignored");
+                        assert_eq!(session.receive(now, one), Ok(()), "the bytes are ignored");
+                        assert_eq!(session.receive(now, two), Ok(()), "the bytes are ignored");
                     }
                 }),
             }
-            assert_eq!(party.link(), Link::Close, "{what}: call {call} in {seed}.{step}");
+            assert_eq!(party.link(), Link::Close, "{case}: call {call} in {seed}.{step}");
         }
         party.with(&mut |session| session.closed(now, Closed::Local));
-        assert_eq!(party.link(), Link::Down, "{what}");
+        assert_eq!(party.link(), Link::Down, "{case}");
     }
 }
 
-/// What a driver does before it reads the link.
+/// Calls the session as a driver does before it reads the link.
 fn settle(party: &mut impl Party, now: Instant) {
     party.with(&mut |session| {
         let _ = session.transmit(now);
@@ -130,9 +130,9 @@ fn settle(party: &mut impl Party, now: Instant) {
     });
 }
 
-/// Lends something for ever: a party has to own what it is made of.
-fn lend<T>(what: T) -> &'static mut T {
-    Box::leak(Box::new(what))
+/// Leaks a value: a party has to own all its parts.
+fn lend<T>(value: T) -> &'static mut T {
+    Box::leak(Box::new(value))
 }
 
 fn addresses<const N: usize>(port: u16) -> [Address; N] {
@@ -145,7 +145,7 @@ fn topic(name: &str) -> TopicName {
 
 const INFO: &[u8] = b"{\"max_rdy_count\":2500,\"msg_timeout\":60000,\"max_msg_timeout\":900000}";
 
-/// What an nsqd says.
+/// Returns frames that an nsqd may send.
 fn frames() -> Vec<Vec<u8>> {
     vec![
         frame(0, INFO),
@@ -183,33 +183,33 @@ fn publisher() -> Publishing {
 }
 
 #[test]
-fn of_a_publisher() {
+fn a_closing_publisher_stays_closing() {
     type P = Publishing;
     let ready = |p: &mut P| {
         p.open();
-        p.says();
-        p.hears(&frame(0, INFO));
+        p.send();
+        p.receive(&frame(0, INFO));
         p.0.publish(&topic("t"), b"body").unwrap();
     };
     stays_closed("a fault", publisher, |p: &mut P| {
         ready(p);
-        p.hears(&frame(9, b"x"));
+        p.receive(&frame(9, b"x"));
     });
     stays_closed("a fault in the handshake", publisher, |p: &mut P| {
         p.open();
-        p.hears(&frame(0, INFO));
+        p.receive(&frame(0, INFO));
     });
     stays_closed("a dial that takes too long", publisher, |p: &mut P| {
         p.dial();
-        p.waits();
+        p.time_out();
     });
     stays_closed("silence", publisher, |p: &mut P| {
         ready(p);
-        p.waits();
+        p.time_out();
     });
     stays_closed("stopped", publisher, |p: &mut P| {
         ready(p);
-        p.stages();
+        p.stage();
         p.0.stop(NOW);
     });
     stays_closed("stopped while it dials", publisher, |p: &mut P| {
@@ -218,7 +218,7 @@ fn of_a_publisher() {
     });
 }
 
-/// A registration, and which of its peers is tried.
+/// A registration, of which peer 0 is tested.
 struct Registering(Registration<'static, 2, 2, 2>);
 
 impl Party for Registering {
@@ -261,45 +261,45 @@ fn registration() -> Registering {
 }
 
 #[test]
-fn of_a_registration() {
+fn a_closing_registration_stays_closing() {
     type P = Registering;
     let ready = |p: &mut P| {
         p.open();
-        p.says();
+        p.send();
         let identified = &p.pieces()[0];
-        p.hears(identified);
+        p.receive(identified);
     };
     stays_closed("a fault", registration, |p: &mut P| {
         ready(p);
-        p.stages();
-        p.hears(&[0xff; 9]);
+        p.stage();
+        p.receive(&[0xff; 9]);
     });
     stays_closed("a dial that takes too long", registration, |p: &mut P| {
         p.dial();
-        p.waits();
+        p.time_out();
     });
     stays_closed("a handshake that hangs", registration, |p: &mut P| {
         p.open();
-        p.waits();
+        p.time_out();
     });
-    stays_closed("no nsqlookupd of ours any more", registration, |p: &mut P| {
+    stays_closed("the nsqlookupd is removed", registration, |p: &mut P| {
         ready(p);
-        p.stages();
+        p.stage();
         p.0.configure(NOW, &[]).unwrap();
     });
-    stays_closed("none while it dials", registration, |p: &mut P| {
+    stays_closed("the nsqlookupd is removed during the dial", registration, |p: &mut P| {
         p.dial();
         p.0.configure(NOW, &[]).unwrap();
     });
     stays_closed("stopped", registration, |p: &mut P| {
         ready(p);
-        p.says();
+        p.send();
         p.0.stop(NOW);
-        p.waits();
+        p.time_out();
     });
 }
 
-/// A consumer, and which of its sessions is tried.
+/// A consumer, of which the query of an nsqlookupd or the connection to an nsqd is tested.
 struct Consuming {
     consumer: Consumer<'static>,
     asks: bool,
@@ -313,12 +313,12 @@ fn http(body: &str) -> Vec<u8> {
 }
 
 impl Consuming {
-    /// Another of its sessions, the nsqlookupd's, changes who is connected to.
+    /// Runs a query whose answer changes the nsqds to connect to.
     fn ask(&mut self, now: Instant, body: &str) {
         let mut asking = self.consumer.lookupd(0).unwrap();
         if asking.dial(now.max(asking.deadline())).is_some() {
             asking.open(now);
-            said(&mut asking, now);
+            written(&mut asking, now);
             asking.receive(now, &http(body)).unwrap();
             asking.closed(now, Closed::Local);
         }
@@ -355,10 +355,10 @@ impl Party for Consuming {
     }
 }
 
-/// One that has heard of an nsqd, and is connected to no other.
+/// Returns a consumer that knows one nsqd; if `asks`, one that has asked no nsqlookupd yet.
 fn consumer(asks: bool) -> Consuming {
     let config = lend(consumer::Config {
-        // It leaves at once who is not listed any more.
+        // The consumer leaves unlisted nsqds at once.
         grace: Span::ZERO,
         ..consumer::Config::new(topic("t"), ChannelName::new("c").unwrap())
     });
@@ -374,20 +374,20 @@ fn consumer(asks: bool) -> Consuming {
 }
 
 #[test]
-fn of_a_consumer() {
+fn a_closing_consumer_stays_closing() {
     type P = Consuming;
     let identified = |p: &mut P| {
         p.open();
-        p.says();
-        p.hears(&frame(0, INFO));
+        p.send();
+        p.receive(&frame(0, INFO));
     };
     let ready = |p: &mut P| {
         identified(p);
-        assert_eq!(p.says(), "SUB t c\n".len());
-        p.hears(&frame(0, b"OK"));
+        assert_eq!(p.send(), "SUB t c\n".len());
+        p.receive(&frame(0, b"OK"));
     };
     let gone = |p: &mut P| {
-        // Nobody lists it: others are, and after the time of grace its slot is free.
+        // Another nsqd is listed instead, and after the grace time the slot is free.
         p.ask(NOW, OTHERS);
         settle(p, NOW);
     };
@@ -396,7 +396,7 @@ fn of_a_consumer() {
         || consumer(false),
         |p: &mut P| {
             ready(p);
-            p.hears(&frame(9, b"x"));
+            p.receive(&frame(9, b"x"));
         },
     );
     stays_closed(
@@ -404,11 +404,11 @@ fn of_a_consumer() {
         || consumer(false),
         |p: &mut P| {
             ready(p);
-            p.waits();
+            p.time_out();
         },
     );
     stays_closed(
-        "a dial for nobody",
+        "a dial to an unlisted nsqd",
         || consumer(false),
         |p: &mut P| {
             p.dial();
@@ -416,16 +416,16 @@ fn of_a_consumer() {
         },
     );
     stays_closed(
-        "a connection for nobody, half of IDENTIFY written",
+        "a connection to an unlisted nsqd, IDENTIFY half written",
         || consumer(false),
         |p| {
             p.open();
-            p.stages();
+            p.stage();
             gone(p);
         },
     );
     stays_closed(
-        "a connection for nobody, identified",
+        "an identified connection to an unlisted nsqd",
         || consumer(false),
         |p| {
             identified(p);
@@ -437,7 +437,7 @@ fn of_a_consumer() {
         || consumer(false),
         |p| {
             identified(p);
-            p.stages();
+            p.stage();
             p.consumer.stop();
         },
     );
@@ -446,34 +446,34 @@ fn of_a_consumer() {
         || consumer(false),
         |p: &mut P| {
             ready(p);
-            p.says();
+            p.send();
             gone(p);
-            assert_eq!(p.link(), Link::Up, "it says so first");
-            p.says();
-            p.hears(&frame(0, b"CLOSE_WAIT"));
+            assert_eq!(p.link(), Link::Up, "CLS is sent first");
+            p.send();
+            p.receive(&frame(0, b"CLOSE_WAIT"));
         },
     );
 }
 
 #[test]
-fn of_a_query_of_a_consumer() {
+fn a_closing_query_of_a_consumer_stays_closing() {
     type P = Consuming;
     stays_closed(
         "answered",
         || consumer(true),
         |p: &mut P| {
             p.open();
-            p.says();
-            p.hears(&http(LIST));
+            p.send();
+            p.receive(&http(LIST));
         },
     );
     stays_closed(
-        "answered before it has asked",
+        "answered before the request",
         || consumer(true),
         |p: &mut P| {
             p.open();
-            p.stages();
-            p.hears(&http(LIST));
+            p.stage();
+            p.receive(&http(LIST));
         },
     );
     stays_closed(
@@ -481,7 +481,7 @@ fn of_a_query_of_a_consumer() {
         || consumer(true),
         |p: &mut P| {
             p.open();
-            p.hears(&http("x"));
+            p.receive(&http("x"));
         },
     );
     stays_closed(
@@ -489,7 +489,7 @@ fn of_a_query_of_a_consumer() {
         || consumer(true),
         |p: &mut P| {
             p.open();
-            p.waits();
+            p.time_out();
         },
     );
     stays_closed(
@@ -501,17 +501,17 @@ fn of_a_query_of_a_consumer() {
         },
     );
     stays_closed(
-        "stopped while it asks",
+        "stopped during the query",
         || consumer(true),
         |p: &mut P| {
             p.open();
-            p.stages();
+            p.stage();
             p.consumer.stop();
         },
     );
 }
 
-/// A node that asks for the channels of new topics, and whether the nsqlookupd is there.
+/// An nsqd that asks for the channels of new topics, and whether the nsqlookupd is reachable.
 struct Asking {
     node: Nsqd<'static>,
     host: Address,
@@ -548,33 +548,33 @@ fn asking() -> Asking {
 }
 
 #[test]
-fn of_a_query_of_a_node() {
+fn a_closing_query_of_an_nsqd_stays_closing() {
     type P = Asking;
     stays_closed("answered", asking, |p: &mut P| {
         p.open();
-        p.says();
-        p.hears(&http("{\"channels\":[\"c\"]}"));
+        p.send();
+        p.receive(&http("{\"channels\":[\"c\"]}"));
     });
     stays_closed("a fault", asking, |p: &mut P| {
         p.open();
-        p.hears(&http("x"));
+        p.receive(&http("x"));
     });
     stays_closed("no answer", asking, |p: &mut P| {
         p.open();
-        p.waits();
+        p.time_out();
     });
-    stays_closed("no such topic any more, while it dials", asking, |p: &mut P| {
+    stays_closed("the topic is deleted during the dial", asking, |p: &mut P| {
         p.dial();
         p.node.delete(NOW, &topic("t"), None).unwrap();
     });
-    stays_closed("no such topic any more, while it asks", asking, |p: &mut P| {
+    stays_closed("the topic is deleted during the query", asking, |p: &mut P| {
         p.open();
-        p.stages();
+        p.stage();
         p.node.delete(NOW, &topic("t"), None).unwrap();
     });
-    stays_closed("no such nsqlookupd any more", asking, |p: &mut P| {
+    stays_closed("the nsqlookupd is removed", asking, |p: &mut P| {
         p.open();
-        p.stages();
+        p.stage();
         p.is_there = false;
     });
 }

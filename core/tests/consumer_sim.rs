@@ -1,5 +1,5 @@
 //! A consumer, model nsqds and model nsqlookupds in virtual time, over a network that fails at
-//! random: thousands of seeded lives, each until the last message is final.
+//! random: seeded lives, each until every message is finished.
 
 mod support;
 
@@ -20,7 +20,7 @@ const SLOT: usize = 64;
 const INFO: &[u8] = b"{\"max_rdy_count\":5,\"version\":\"1.3.0\",\"max_msg_timeout\":4000,\
     \"msg_timeout\":2000,\"auth_required\":false}";
 
-/// Bytes on their way, in order, each with the time it arrives.
+/// Bytes on their way, in order, with their arrival times.
 #[derive(Default)]
 struct Pipe(VecDeque<(Instant, Vec<u8>)>);
 
@@ -62,7 +62,7 @@ struct Nsqd {
     down: bool,
 }
 
-/// One connection as its nsqd sees it.
+/// One connection of an nsqd.
 struct Client {
     nsqd: usize,
     number: u64,
@@ -73,10 +73,10 @@ struct Client {
     subscribed: bool,
     closing: bool,
     rdy: u16,
-    /// Heartbeats that no NOP answered.
+    /// Heartbeats without an answer.
     heartbeats: u32,
     next_heartbeat: Instant,
-    /// Delivered to it, and then taken back.
+    /// Messages that were delivered to it and then timed out.
     expired: HashSet<Id>,
     mute: bool,
 }
@@ -131,7 +131,7 @@ impl Client {
                     let count: u16 = count.parse().unwrap();
                     assert!(self.subscribed && !self.closing, "{context}: {line}");
                     assert!(count <= 5, "{context}: above max_rdy_count");
-                    assert_ne!(count, self.rdy, "{context}: changes nothing");
+                    assert_ne!(count, self.rdy, "{context}: RDY without a change");
                     self.rdy = count;
                 }
                 ["FIN", text] => match self.landed(nsqd, &id(text)) {
@@ -162,7 +162,7 @@ impl Client {
                     self.answer(at, 0, b"CLOSE_WAIT");
                 }
                 ["NOP"] => {
-                    assert!(self.heartbeats > 0, "{context}: nothing to answer");
+                    assert!(self.heartbeats > 0, "{context}: NOP without a heartbeat");
                     self.heartbeats = 0;
                 }
                 _ => panic!("{context}: {line:?}"),
@@ -177,14 +177,14 @@ impl Client {
         Some(nsqd.flying.swap_remove(index).message)
     }
 
-    /// Only what was taken back may be answered in vain.
+    /// Answers a late FIN, REQ or TOUCH, which is allowed only for a message that timed out.
     fn unknown(&mut self, at: Instant, line: &str, id: &Id, context: &str) {
         assert!(self.expired.contains(id), "{context}: {line}");
         let verb = line.split(' ').next().unwrap();
         self.answer(at, 1, format!("E_{verb}_FAILED {line} failed ID not in flight").as_bytes());
     }
 
-    /// Delivers what may be delivered.
+    /// Delivers messages as far as RDY allows. Returns how many.
     fn deliver(&mut self, nsqd: &mut Nsqd, now: Instant, random: &mut Random, latency: u32) -> u64 {
         let mut delivered = 0;
         while self.subscribed && !self.closing {
@@ -214,7 +214,7 @@ impl Client {
     }
 }
 
-/// One request as its nsqlookupd sees it.
+/// One request to an nsqlookupd.
 #[derive(Default)]
 struct Request {
     inbox: Vec<u8>,
@@ -270,7 +270,7 @@ impl Request {
     }
 }
 
-/// How a connection of the consumer stands with the network.
+/// The dial whose outcome a session waits for, with its server.
 #[derive(Clone, Copy, PartialEq)]
 enum Dialing {
     No,
@@ -278,22 +278,23 @@ enum Dialing {
 }
 
 #[derive(Clone, Copy)]
-struct Moment<'c> {
+struct Step<'c> {
     now: Instant,
     faulty: bool,
     context: &'c str,
 }
 
-/// Lets a session do what it can; says what it wrote. `dialed` tells whether a dial succeeds.
+/// Drives a session until it makes no progress. Returns the bytes that it wrote. `dialed` decides
+/// whether a dial succeeds.
 fn drive<S: Session>(
     session: &mut S,
-    moment: Moment<'_>,
+    step: Step<'_>,
     random: &mut Random,
     dialing: &mut Dialing,
     events: &mut u64,
     mut dialed: impl FnMut(&mut Random, usize) -> bool,
 ) -> Vec<u8> {
-    let Moment { now, faulty, context } = moment;
+    let Step { now, faulty, context } = step;
     let mut written = Vec::new();
     let mut drains = 0;
     loop {
@@ -339,7 +340,7 @@ fn drive<S: Session>(
                 }
             }
             Link::Close => {
-                // What is left leaves, unless the transport is broken.
+                // The remaining bytes are written, unless the transport is broken.
                 loop {
                     let bytes = session.transmit(now).head.to_vec();
                     if bytes.is_empty() || faulty && random.one_in(10) {
@@ -350,7 +351,7 @@ fn drive<S: Session>(
                 }
                 *dialing = Dialing::No;
                 session.closed(now, Closed::Local);
-                // The end of the connection comes behind what was written.
+                // The end of the connection follows the written bytes.
                 written.extend(END);
                 *events += 1;
                 true
@@ -363,7 +364,7 @@ fn drive<S: Session>(
     }
 }
 
-/// Stands for the end of the connection; no command contains it.
+/// Marks the end of the connection; no command contains it.
 const END: &[u8] = b"\0end\0";
 
 struct Held {
@@ -376,10 +377,10 @@ fn live(seed: u32) -> [u64; 12] {
     let mut random = Random::new(seed);
     let nsqd_count = 1 + random.below(5) as usize;
     let lookup_count = random.below(3) as usize;
-    // Whether the application may take longer than nsqd waits, and messages than a slot.
+    // The application may take longer than the message timeout; messages may be longer than a slot.
     let (slow, long) = (random.one_in(2), random.one_in(2));
     let auto_touch = random.one_in(3);
-    // Whether the application always wants as many.
+    // The application never changes `max_in_flight`.
     let constant = random.one_in(2);
     let max_attempts = if random.one_in(2) { 0 } else { 3 + random.below(4) as u16 };
     let exhausted = if random.one_in(2) { Exhausted::Finish } else { Exhausted::Deliver };
@@ -396,7 +397,7 @@ fn live(seed: u32) -> [u64; 12] {
         redistribute: Span::from_millis(300),
         max_attempts,
         exhausted,
-        // Without a limit of attempts one too large would be requeued for ever.
+        // Without a limit of attempts a too large message would be requeued for ever.
         too_large: if max_attempts == 0 || exhausted == Exhausted::Deliver {
             TooLarge::Finish
         } else {
@@ -413,7 +414,7 @@ fn live(seed: u32) -> [u64; 12] {
         (0..nsqd_count).map(|n| format!("nsqd{n}:4150").parse().unwrap()).collect();
     let lookups: Vec<Address> =
         (0..lookup_count).map(|n| format!("l{n}:4161").parse().unwrap()).collect();
-    // Without nsqlookupds all are given, with them perhaps some.
+    // Without nsqlookupds all nsqds are configured, otherwise at most one.
     let given = if lookup_count == 0 { &all[..] } else { &all[..random.below(2) as usize] };
     let mut ring = [0; MESSAGES * SLOT];
     let mut storage = Storage::<CONNECTIONS, MESSAGES>::new();
@@ -423,7 +424,7 @@ fn live(seed: u32) -> [u64; 12] {
 
     let mut nsqds: Vec<Nsqd> = (0..nsqd_count).map(|_| Nsqd::default()).collect();
     let mut clients: [Option<Client>; CONNECTIONS] = Default::default();
-    // Closed by the consumer; what it wrote before may still arrive.
+    // Connections that the consumer closed; bytes that it wrote before may still arrive.
     let mut ghosts: Vec<Client> = Vec::new();
     let mut requests: [Option<Request>; 2] = Default::default();
     let mut dialing = [Dialing::No; CONNECTIONS];
@@ -475,8 +476,8 @@ fn live(seed: u32) -> [u64; 12] {
             let number = u64::from_str_radix(std::str::from_utf8(&id).unwrap(), 16).unwrap();
             assert!(message.body.iter().all(|&byte| byte == number as u8), "{context}");
             let nsqd = published[&id];
-            // One that nsqd took back and delivers again while the answer to the first delivery is
-            // on its way to it: nsqd takes that for the answer to the second.
+            // nsqd may deliver a message again after its timeout, while the answer to the first
+            // delivery is on its way: nsqd takes that answer for the second delivery's.
             let crossed = clients.iter().flatten().any(|client| client.expired.contains(&id));
             let finished = nsqds[nsqd].finished.contains(&id);
             assert!(!finished || crossed, "{context}: {number} after its FIN");
@@ -540,12 +541,12 @@ fn live(seed: u32) -> [u64; 12] {
         // The consumer's connections and the network.
         let latency = if faulty { 1 + random.below(200) } else { 2 };
         for index in 0..CONNECTIONS {
-            let told = consumer.status(index).unwrap().rdy;
+            let before = consumer.status(index).unwrap().rdy;
             let mut session = consumer.connection(index).unwrap();
             let mut opened = None;
             let written = drive(
                 &mut session,
-                Moment { now, faulty, context: &context },
+                Step { now, faulty, context: &context },
                 &mut random,
                 &mut dialing[index],
                 &mut events,
@@ -555,7 +556,7 @@ fn live(seed: u32) -> [u64; 12] {
                     up
                 },
             );
-            // More is asked of one only as far as what may be asked of all allows, as it is now.
+            // A RDY count is raised only if the sum of all counts stays within the present bound.
             let rdy: [u16; CONNECTIONS] =
                 std::array::from_fn(|index| consumer.status(index).unwrap().rdy);
             let most = match () {
@@ -564,7 +565,7 @@ fn live(seed: u32) -> [u64; 12] {
                 () => max.min(MESSAGES as u16),
             };
             let sum: u16 = rdy.iter().sum();
-            assert!(rdy[index] <= told || sum <= most, "{context}: raised to {rdy:?} of {most}");
+            assert!(rdy[index] <= before || sum <= most, "{context}: raised to {rdy:?} of {most}");
             let mut session = consumer.connection(index).unwrap();
             if let Some(nsqd) = opened {
                 numbers += 1;
@@ -613,7 +614,7 @@ fn live(seed: u32) -> [u64; 12] {
             for piece in [&arrived[..cut], &arrived[cut..]] {
                 events += u64::from(!piece.is_empty());
                 if let Err(fault) = session.receive(now, piece) {
-                    panic!("{context}: nsqd did nothing wrong: {fault}");
+                    panic!("{context}: fault without a cause: {fault}");
                 }
             }
             let lost = client.heartbeats > 3 || nsqds[client.nsqd].down;
@@ -634,7 +635,7 @@ fn live(seed: u32) -> [u64; 12] {
         ghosts.retain_mut(|ghost| {
             let arrived = ghost.requests.arrived(now);
             ghost.inbox.extend(arrived);
-            // A message that was on its way is left to time out there.
+            // A message that was on its way times out in nsqd.
             ghost.expired.extend(published.keys());
             ghost.run(&mut nsqds[ghost.nsqd], now, Span::ZERO, &context);
             !ghost.requests.0.is_empty()
@@ -646,7 +647,7 @@ fn live(seed: u32) -> [u64; 12] {
             let mut opened = false;
             let written = drive(
                 &mut session,
-                Moment { now, faulty, context: &context },
+                Step { now, faulty, context: &context },
                 &mut random,
                 &mut polling[index],
                 &mut events,
@@ -663,7 +664,7 @@ fn live(seed: u32) -> [u64; 12] {
             }
             let Some(request) = requests[index].as_mut() else { continue };
             request.inbox.extend(written);
-            // Each lists some of them, all of them together.
+            // Each lists some nsqds; together they list all.
             let listed: Vec<usize> = (0..nsqd_count)
                 .filter(|n| !faulty || n % lookup_count == index || random.one_in(3))
                 .filter(|n| !faulty || !nsqds[*n].down)
@@ -677,7 +678,7 @@ fn live(seed: u32) -> [u64; 12] {
                 if session.link() == Link::Up
                     && let Err(fault) = session.receive(now, piece)
                 {
-                    // Asked for before the faults ended.
+                    // The query began before the faults ended.
                     assert!(now < end_of_faults.after(Span::from_secs(1)), "{context}: {fault}");
                     assert!(matches!(fault, Fault::BadAnswer(_)), "{context}: {fault}");
                 }
@@ -690,8 +691,8 @@ fn live(seed: u32) -> [u64; 12] {
             while session.poll_event().is_some() {}
         }
 
-        // What must hold at every step: all nsqds together may deliver no more than was allowed
-        // since the last change of it can have come to all of them.
+        // At every step: all nsqds together may deliver at most the largest bound of the time that
+        // a change takes to reach all of them.
         limits.push_back((now, max.min(MESSAGES as u16)));
         while limits.front().is_some_and(|(at, _)| at.after(Span::from_millis(2500)) < now) {
             limits.pop_front();
@@ -700,14 +701,14 @@ fn live(seed: u32) -> [u64; 12] {
         let sum: u16 = clients.iter().flatten().filter(|c| !c.closing).map(|c| c.rdy).sum();
         assert!(sum <= allowed, "{context}: RDY {sum} of {allowed}");
         if constant && !slow {
-            // Also while a connection is being left, and whatever is taken from whom.
+            // Also while a connection closes, and while RDY moves between connections.
             let in_flight = |index| consumer.status(index).unwrap().in_flight;
             let sum: u16 = (0..CONNECTIONS).map(in_flight).sum();
             assert!(sum <= allowed, "{context}: {sum} in flight of {allowed}");
         }
         let counters = consumer.counters();
         if !slow && !long && counters.timed_out == 0 && counters.refused == 0 {
-            assert_eq!(counters.no_room, 0, "{context}: more was asked for than there is room");
+            assert_eq!(counters.no_room, 0, "{context}: RDY above the room");
         }
 
         if !faulty && stopping.is_none() {
@@ -733,7 +734,7 @@ fn live(seed: u32) -> [u64; 12] {
         now = now.after(Span::from_millis(random.below(20)));
     }
 
-    // The end: everything that was published is final, at its nsqd.
+    // The end: every published message is finished at its nsqd.
     let counters = consumer.counters();
     for (id, nsqd) in &published {
         assert!(nsqds[*nsqd].finished.contains(id), "{context}");
@@ -772,6 +773,6 @@ fn a_million_events_lose_nothing() {
          given up, refused, duplicates: {sums:?}"
     );
     assert!(sums[0] > u64::from(seeds(400)) * 2500, "{sums:?}");
-    // Each of the cases came up.
+    // Each case occurred.
     assert!(sums.iter().all(|&n| n > u64::from(seeds(400)) / 20), "{sums:?}");
 }

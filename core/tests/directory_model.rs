@@ -1,5 +1,5 @@
-//! A directory against an unbounded, obviously right model, over random lives of nodes and of
-//! administrators: what is listed, what there is no room for, and what time does.
+//! An nsqlookupd against a simple model, with random actions of nodes and administrators: the
+//! listings, the full tables, and the effects of time.
 
 mod support;
 
@@ -25,7 +25,7 @@ const REPLACE: Span = Span::from_secs(45);
 const GREETING: Span = Span::from_secs(10);
 const EMPTY: Span = Span::from_secs(160);
 
-/// What one client may have and make more.
+/// The most topics and channels of one client.
 const TOPICS_OF_ONE: usize = 3;
 const CHANNELS_OF_ONE: usize = 4;
 
@@ -34,7 +34,7 @@ const CHANNELS_OF_ONE: usize = 4;
 struct Key {
     kept: bool,
     producers: BTreeSet<usize>,
-    /// Without producers: since when it has been so, or was made again or asked for.
+    /// Without producers: when the last one left, or when it was last created or looked up.
     unused_since: Instant,
     number: u32,
 }
@@ -61,19 +61,19 @@ impl Key {
 enum Client {
     Gone,
     Greeting { until: Instant },
-    Here { node: u32, number: u32, heard: Instant, pinged: Instant },
+    Here { node: u32, number: u32, last_seen: Instant, pinged: Instant },
 }
 
-/// What nsqlookupd promises, with maps, and how much room there is.
+/// The expected state of the nsqlookupd.
 #[derive(Debug)]
 struct Model {
     clients: [Client; CLIENTS],
     topics: BTreeMap<String, Key>,
     channels: BTreeMap<(String, String), Key>,
     buried: BTreeMap<(String, usize), Instant>,
-    /// Of what was made last.
+    /// The number of the newest topic, channel or client.
     number: u32,
-    /// A caller found no room.
+    /// A client was rejected since the last one left.
     turned_away: bool,
     full: u32,
     collected: u32,
@@ -81,7 +81,7 @@ struct Model {
     replaced: u32,
 }
 
-/// Of those without producers, the one that was not used for longest.
+/// Returns the key without producers that was unused for longest.
 fn oldest<'m, K: Clone + 'm>(keys: impl Iterator<Item = (&'m K, &'m Key)>) -> Option<K> {
     let unused = keys.filter(|(_, key)| key.producers.is_empty());
     unused.min_by_key(|(_, key)| (key.unused_since, key.number)).map(|(name, _)| name.clone())
@@ -116,7 +116,8 @@ impl Model {
         Key { kept: false, producers: BTreeSet::new(), unused_since: now, number: self.number }
     }
 
-    /// Whether there is room, once what is stale is gone, and what nobody has.
+    /// Creates a topic, and a channel if given, evicting stale and unused keys if needed. Returns
+    /// whether there was room.
     fn make(
         &mut self,
         now: Instant,
@@ -231,24 +232,25 @@ impl Model {
         at.is_some_and(|at| now < at.after(LIFETIME))
     }
 
-    /// Of these clients, the last one heard of each node, among those that still send PING.
+    /// Returns the listed client of each node: of those that still send PING, the one last_seen
+    /// last.
     fn listed(&self, now: Instant, clients: impl Iterator<Item = usize>) -> BTreeMap<u32, usize> {
-        let heard = |client: usize| match self.clients[client] {
-            Client::Here { number, heard, .. } => (heard, number),
-            _ => unreachable!("it is listed"),
+        let last_seen = |client: usize| match self.clients[client] {
+            Client::Here { number, last_seen, .. } => (last_seen, number),
+            _ => unreachable!("listed clients are identified"),
         };
         let mut listed = BTreeMap::new();
         for client in clients {
             let Some(node) = self.active(now, client) else { continue };
             let shown = listed.entry(node).or_insert(client);
-            if heard(client) > heard(*shown) {
+            if last_seen(client) > last_seen(*shown) {
                 *shown = client;
             }
         }
         listed
     }
 
-    /// The node that a client is, if it still sends PING.
+    /// Returns the node of a client, if the client still sends PING.
     fn active(&self, now: Instant, client: usize) -> Option<u32> {
         match self.clients[client] {
             Client::Here { node, pinged, .. } if now <= pinged.after(INACTIVE) => Some(node),
@@ -265,12 +267,12 @@ struct World {
 }
 
 impl World {
-    fn say(&mut self, client: usize, bytes: &[u8]) -> Vec<u8> {
+    fn send(&mut self, client: usize, bytes: &[u8]) -> Vec<u8> {
         let (now, write) = (self.now, 1 + self.random.below(300) as usize);
         exchange(&mut self.directory.client(client).unwrap(), now, bytes, write)
     }
 
-    /// The status and body of an answer.
+    /// Returns the status and body of an answer.
     fn ask(&mut self, request: &str) -> (String, String) {
         let (now, write) = (self.now, 1 + self.random.below(2000) as usize);
         let mut session = self.directory.http(0).unwrap();
@@ -287,7 +289,7 @@ impl World {
     fn step(&mut self) {
         let now = self.now;
         let client = self.random.below(CLIENTS as u32) as usize;
-        // Some more often than others, so that things meet.
+        // Some names are more frequent, so that clients share them.
         let mut name = || NAMES[self.random.below(6).min(self.random.below(6)) as usize];
         let (topic, channel) = (name(), name());
         let with_channel = (!self.random.one_in(3)).then_some(channel);
@@ -299,39 +301,41 @@ impl World {
             (0..=1, Client::Gone) => {
                 let from = SocketAddr::from(([127, 0, 0, 1], 1000 + client as u16));
                 self.directory.client(client).unwrap().accepted(now, from);
-                self.say(client, b"  V1");
+                self.send(client, b"  V1");
                 self.model.clients[client] = Client::Greeting { until: now.after(GREETING) };
             }
             (0..=3, Client::Greeting { .. }) => {
-                // Fewer names than connections: they meet.
+                // Fewer nodes than connections, so that connections share nodes.
                 let (node, port) = (self.random.below(3), port(client));
                 let json = format!(
                     r#"{{"broadcast_address":"n{node}","tcp_port":1,"http_port":{port},"version":"v"}}"#
                 );
                 let len = (json.len() as u32).to_be_bytes();
-                let said = self.say(client, &[b"IDENTIFY\n", &len[..], json.as_bytes()].concat());
-                assert!(said.ends_with(b"}"));
+                let reply = self.send(client, &[b"IDENTIFY\n", &len[..], json.as_bytes()].concat());
+                assert!(reply.ends_with(b"}"));
                 self.model.number += 1;
                 let number = self.model.number;
-                self.model.clients[client] = Client::Here { node, number, heard: now, pinged: now };
+                self.model.clients[client] =
+                    Client::Here { node, number, last_seen: now, pinged: now };
                 self.replace(client);
             }
             (0..=3, Client::Here { node, number, pinged, .. }) => {
-                let said = self.say(client, command("REGISTER").as_bytes());
+                let reply = self.send(client, command("REGISTER").as_bytes());
                 let took = self.model.register(now, client, topic, with_channel);
-                assert_eq!(said == b"\0\0\0\x02OK", took, "{}", said.escape_ascii());
-                assert!(took || said[4..].starts_with(b"E_REGISTER_FAILED"));
-                self.model.clients[client] = Client::Here { node, number, heard: now, pinged };
+                assert_eq!(reply == b"\0\0\0\x02OK", took, "{}", reply.escape_ascii());
+                assert!(took || reply[4..].starts_with(b"E_REGISTER_FAILED"));
+                self.model.clients[client] = Client::Here { node, number, last_seen: now, pinged };
             }
             (4, Client::Here { node, number, pinged, .. }) => {
-                let said = self.say(client, command("UNREGISTER").as_bytes());
-                assert_eq!(said, b"\0\0\0\x02OK");
+                let reply = self.send(client, command("UNREGISTER").as_bytes());
+                assert_eq!(reply, b"\0\0\0\x02OK");
                 self.model.unregister(now, client, topic, with_channel);
-                self.model.clients[client] = Client::Here { node, number, heard: now, pinged };
+                self.model.clients[client] = Client::Here { node, number, last_seen: now, pinged };
             }
             (5, Client::Here { node, number, .. }) => {
-                assert_eq!(self.say(client, b"PING\n"), b"\0\0\0\x02OK");
-                self.model.clients[client] = Client::Here { node, number, heard: now, pinged: now };
+                assert_eq!(self.send(client, b"PING\n"), b"\0\0\0\x02OK");
+                self.model.clients[client] =
+                    Client::Here { node, number, last_seen: now, pinged: now };
                 self.replace(client);
             }
             (6, state) if state != Client::Gone && self.random.one_in(4) => {
@@ -348,23 +352,23 @@ impl World {
         }
     }
 
-    /// Those that were there before a client and have its address, if they are silent for long.
+    /// Closes the older silent connections of a client's node, which the client replaces.
     fn replace(&mut self, client: usize) {
         let (now, clients) = (self.now, self.model.clients);
         let Client::Here { node, number, .. } = clients[client] else { return };
         for (other, state) in clients.iter().enumerate() {
             let mut session = self.directory.client(other).unwrap();
             match *state {
-                Client::Here { node: of, number: older, heard, .. }
-                    if of == node && older < number && heard.after(REPLACE) < now =>
+                Client::Here { node: of, number: older, last_seen, .. }
+                    if of == node && older < number && last_seen.after(REPLACE) < now =>
                 {
-                    assert_eq!(session.link(), Link::Close, "it came back");
+                    assert_eq!(session.link(), Link::Close, "the node has come back");
                     session.closed(now, Closed::Local);
                     self.model.leave(now, other);
                     self.model.replaced += 1;
                 }
                 Client::Gone => {}
-                _ => assert_eq!(session.link(), Link::Up, "it is not that one"),
+                _ => assert_eq!(session.link(), Link::Up, "another node"),
             }
         }
     }
@@ -373,7 +377,7 @@ impl World {
         let now = self.now;
         let escaped = |name: &str| name.replace('#', "%23");
         let (t, c) = (escaped(topic), escaped(channel));
-        // As the directory does before each request.
+        // The nsqlookupd collects stale keys before each request.
         self.model.collect(now);
         let (request, expected) = match self.random.below(6) {
             0 => {
@@ -414,7 +418,7 @@ impl World {
         assert_eq!(self.ask(&request).0, expected, "{request}");
     }
 
-    /// Time passes; sessions are told when they want to be.
+    /// Advances the time; sessions get their ticks when they are due.
     fn pass(&mut self) {
         let seconds = [1, 9, 46, 150, 301][self.random.below(5) as usize];
         let until = self.now.after(Span::from_secs(seconds));
@@ -424,21 +428,21 @@ impl World {
             let next = (0..CLIENTS).map(|client| deadline(self, client)).min().unwrap();
             self.now = next.min(until).max(self.now);
             let now = self.now;
-            let heard = |client: &usize| match self.model.clients[*client] {
-                Client::Here { heard, number, .. } => (heard, number),
+            let last_seen = |client: &usize| match self.model.clients[*client] {
+                Client::Here { last_seen, number, .. } => (last_seen, number),
                 _ => (Instant::NEVER, 0),
             };
-            let silent = (0..CLIENTS)
-                .min_by_key(heard)
-                .filter(|client| self.model.turned_away && heard(client).0.after(REPLACE) <= now);
+            let silent = (0..CLIENTS).min_by_key(last_seen).filter(|client| {
+                self.model.turned_away && last_seen(client).0.after(REPLACE) <= now
+            });
             for client in 0..CLIENTS {
                 let mut session = self.directory.client(client).unwrap();
                 session.tick(now);
                 let is_over = match self.model.clients[client] {
                     Client::Gone => false,
                     Client::Greeting { until } => until <= now,
-                    Client::Here { heard, .. } => {
-                        heard.after(IDLE) <= now || Some(client) == silent
+                    Client::Here { last_seen, .. } => {
+                        last_seen.after(IDLE) <= now || Some(client) == silent
                     }
                 };
                 assert_eq!(session.link() == Link::Close, is_over, "{:?}", self.model.clients);
@@ -465,7 +469,7 @@ impl World {
                 let has = self.model.topics.get(topic).is_some_and(has);
                 assert_eq!(self.directory.has_topic(client, &name), has);
             }
-            // To be asked for is to be used.
+            // A lookup counts as use.
             if self.random.one_in(4) {
                 self.look_up(topic);
             }
@@ -476,7 +480,7 @@ impl World {
         for (name, count) in self.directory.topics() {
             let nodes = model.topics[name.as_str()].producers.iter().map(|client| {
                 let Client::Here { node, .. } = model.clients[*client] else {
-                    panic!("it is gone")
+                    panic!("a producer is gone")
                 };
                 node
             });
@@ -524,12 +528,12 @@ impl World {
     }
 }
 
-/// Some have the same HTTP port, and some not.
+/// Returns a client's HTTP port, which some clients share.
 fn port(client: usize) -> u32 {
     2 + client as u32 % 2
 }
 
-/// Nodes by their names, each with the HTTP port of the connection that is shown.
+/// Returns the HTTP ports of the listed clients by the names of their nodes.
 fn ports(listed: BTreeMap<u32, usize>) -> BTreeMap<String, u32> {
     listed.into_iter().map(|(node, client)| (format!("n{node}"), port(client))).collect()
 }
@@ -538,14 +542,14 @@ fn pair((topic, channel): (&TopicName, &ChannelName)) -> (String, String) {
     (topic.to_string(), channel.to_string())
 }
 
-/// All texts that are no keys.
+/// Returns all strings that are not keys.
 fn strings(json: &str) -> BTreeSet<String> {
     let mut strings = BTreeSet::new();
     each(json, |_, text| assert!(strings.insert(text.to_owned()), "twice: {json}"));
     strings
 }
 
-/// Nodes by their names, each with its HTTP port.
+/// Returns the HTTP ports of the nodes in an answer by their names.
 fn shown(json: &str) -> BTreeMap<String, u32> {
     let nodes = json.split("\"broadcast_address\":\"").skip(1).map(|rest| {
         let (name, rest) = rest.split_once('"').unwrap();
@@ -571,9 +575,9 @@ fn each(json: &str, mut then: impl FnMut(&str, &str)) {
     assert!(scanner.finished(), "{json}");
 }
 
-/// Offers bytes as often as any are taken; a write takes `write` bytes.
+/// Offers bytes while the session makes progress; a write takes `write` bytes. Returns the answers.
 fn exchange(session: &mut dyn Session, now: Instant, mut bytes: &[u8], write: usize) -> Vec<u8> {
-    let mut said = Vec::new();
+    let mut answers = Vec::new();
     loop {
         let taken = session.take(now, bytes);
         bytes = &bytes[taken..];
@@ -582,15 +586,15 @@ fn exchange(session: &mut dyn Session, now: Instant, mut bytes: &[u8], write: us
         piece.truncate(write);
         session.sent(now, piece.len());
         if taken == 0 && piece.is_empty() {
-            assert!(bytes.is_empty(), "held for nothing");
-            return said;
+            assert!(bytes.is_empty(), "held without a reason");
+            return answers;
         }
-        said.extend(piece);
+        answers.extend(piece);
     }
 }
 
 #[test]
-fn a_directory_is_what_the_model_says() {
+fn an_nsqlookupd_agrees_with_the_model() {
     let (mut full, mut collected, mut replaced, mut timed_out) = (0, 0, 0, 0);
     let mut given_back = 0;
     for seed in 0..seeds(40) {

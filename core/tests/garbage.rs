@@ -1,4 +1,4 @@
-//! Sessions that are told nonsense: a reason, a fresh start, and nothing lost.
+//! Sessions that receive garbage report a fault, start anew, and lose no message.
 
 mod support;
 
@@ -13,7 +13,7 @@ use support::Random;
 
 const TOTAL: usize = 5_000_000;
 
-/// Pieces that get far into each decoder, before they are bent.
+/// Valid input that gets far into each decoder, before random changes.
 const SEEDS: [&[u8]; 11] = [
     b"\0\0\0\x06\0\0\0\0OK",
     b"\0\0\0\x0f\0\0\0\0_heartbeat_",
@@ -58,10 +58,11 @@ impl Garbage {
     }
 }
 
-/// Lets a session write, hear nonsense and lose connections, for `TOTAL` bytes of it.
+/// Drives a session that receives `TOTAL` bytes of garbage and loses connections. Returns the
+/// number of faults.
 ///
-/// `hello` is the right answer to its first words; it gets that often enough to come further.
-fn torment<S: Session>(
+/// `hello` is the valid response to its handshake, which it often receives first.
+fn feed_garbage<S: Session>(
     session: &mut S,
     seed: u32,
     hello: &[u8],
@@ -100,7 +101,7 @@ fn torment<S: Session>(
                 }
             }
             Link::Close => session.closed(now, Closed::Local),
-            Link::Upgrade(upgrade) => panic!("nobody asked for {upgrade:?}"),
+            Link::Upgrade(upgrade) => panic!("unexpected upgrade {upgrade:?}"),
         }
         each(session, now);
     }
@@ -121,7 +122,7 @@ fn five_million_bytes_of_garbage_to_a_publisher() {
     let topic = TopicName::new("t").unwrap();
     let mut ring = [0; 512];
     let mut publisher = Publisher::new(&config, &nsqds, &mut ring).unwrap();
-    let faults = torment(&mut publisher, 1, SEEDS[2], |publisher, _| {
+    let faults = feed_garbage(&mut publisher, 1, SEEDS[2], |publisher, _| {
         let _ = publisher.publish(&topic, b"a message");
         let c = publisher.counters();
         assert_eq!(c.accepted, c.acknowledged + c.rejected + c.expired + c.dropped + c.pending);
@@ -131,7 +132,7 @@ fn five_million_bytes_of_garbage_to_a_publisher() {
     let counters = publisher.counters();
     assert!(counters.acknowledged > 100 && counters.connections > 1000, "{counters:?}");
 
-    // And it still works.
+    // The publisher still works.
     let mut now = Instant::from_millis(1 << 40);
     publisher.tick(now);
     if publisher.link() != Link::Down {
@@ -163,7 +164,7 @@ fn five_million_bytes_of_garbage_to_a_lookup_peer() {
         lookup.register(&TopicName::new(name).unwrap(), None).unwrap();
     }
     lookup.configure(Instant::ZERO, &["one:1".parse().unwrap()]).unwrap();
-    let faults = torment(&mut lookup.peer(0).unwrap(), 2, SEEDS[5], |_, _| {});
+    let faults = feed_garbage(&mut lookup.peer(0).unwrap(), 2, SEEDS[5], |_, _| {});
     assert!(faults > 10_000, "{faults}");
     assert!(lookup.status(0).unwrap().connections > 100);
 }
@@ -222,14 +223,14 @@ fn five_million_bytes_of_garbage_to_a_consumers_connection() {
                 }
             }
             Link::Close => session.closed(now, Closed::Local),
-            Link::Upgrade(upgrade) => panic!("nobody asked for {upgrade:?}"),
+            Link::Upgrade(upgrade) => panic!("unexpected upgrade {upgrade:?}"),
         }
         while session.poll_event().is_some() {}
         while let Some(delivery) = consumer.take(now) {
             assert!(consumer.message(delivery.token).unwrap().body.len() <= 256 - 26);
             tokens.push(delivery.token);
         }
-        // At most what there are slots for.
+        // At most as many as there are slots.
         assert!(tokens.len() <= 4);
         for index in (0..tokens.len()).rev() {
             let token = tokens[index];
@@ -258,10 +259,10 @@ fn five_million_bytes_of_garbage_from_an_nsqlookupd() {
     let config = consumer::Config { lookup_interval: Span::from_millis(1), ..CONSUME };
     let mut consumer = Consumer::new(&config, &mut storage, &[], &mut ring).unwrap();
     consumer.discover(&mut discovery, &lookupds).unwrap();
-    let faults = torment(&mut consumer.lookupd(0).unwrap(), 3, SEEDS[9], |_, _| {});
+    let faults = feed_garbage(&mut consumer.lookupd(0).unwrap(), 3, SEEDS[9], |_, _| {});
     let counters = consumer.counters();
     println!("{faults} faults, {counters:?}");
     assert!(faults > 10_000, "{faults}");
     assert!(counters.lookups > 10 && consumer.unserved() < 100, "{counters:?}");
-    assert!(consumer.status(0).unwrap().address.is_some(), "among all that, one was an nsqd");
+    assert!(consumer.status(0).unwrap().address.is_some(), "some of the garbage named an nsqd");
 }

@@ -1,4 +1,4 @@
-//! The publisher's handle without a runner: what waiting and dropping mean.
+//! The publisher's handle without a runner: the effects of waiting and of dropped futures.
 
 #![cfg(feature = "async")]
 
@@ -51,7 +51,7 @@ fn fill(handle: Handle<'_, NoopRawMutex>) -> u64 {
     handle.counters().accepted
 }
 
-/// What a runner would do: connect, write, and hear from nsqd.
+/// Does the work of a runner: connects, writes, and receives nsqd's answers.
 fn acknowledge(handle: Handle<'_, NoopRawMutex>) {
     handle.inspect(|publisher| {
         publisher.dial(NOW).unwrap();
@@ -73,7 +73,7 @@ macro_rules! poll {
 }
 
 #[test]
-fn waiting_for_room_takes_nothing_until_it_is_ready_and_dropping_it_is_harmless() {
+fn a_waiting_publish_takes_no_room_and_can_be_dropped() {
     with_handle(Full::Refuse, |handle, _, waker| {
         let accepted = fill(handle);
         let (topic, refused) = (topic(), handle.counters().refused);
@@ -84,7 +84,11 @@ fn waiting_for_room_takes_nothing_until_it_is_ready_and_dropping_it_is_harmless(
             }
         }
         let counters = handle.counters();
-        assert_eq!((counters.accepted, counters.refused), (accepted, refused), "waited only");
+        assert_eq!(
+            (counters.accepted, counters.refused),
+            (accepted, refused),
+            "nothing was published"
+        );
 
         let mut waiting = pin!(handle.publish(&topic, &[b'y'; 20]));
         assert_eq!(poll!(waiting, waker), Poll::Pending);
@@ -118,13 +122,13 @@ fn outcomes_wait_for_their_own_message_and_can_be_dropped() {
         assert_eq!(poll!(outcome, waker), Poll::Pending);
         acknowledge(handle);
         assert_eq!(poll!(outcome, waker), Poll::Ready(Outcome::Acknowledged));
-        // Asked again, it is still known.
+        // The outcome is still known for another call.
         assert_eq!(poll!(pin!(handle.outcome(ticket)), waker), Poll::Ready(Outcome::Acknowledged));
     });
 }
 
 #[test]
-fn dropping_the_oldest_wakes_who_waits_for_it() {
+fn a_dropped_message_wakes_its_waiting_outcome() {
     with_handle(Full::DropOldest, |handle, wakes, waker| {
         let first = handle.try_publish(&topic(), &[b'x'; 40]).unwrap();
         let mut outcome = pin!(handle.outcome(first));
@@ -137,7 +141,7 @@ fn dropping_the_oldest_wakes_who_waits_for_it() {
 }
 
 #[test]
-fn as_many_waiters_as_there_are_slots_leave_each_other_alone() {
+fn waiters_within_the_slots_do_not_wake_each_other() {
     with_handle(Full::Refuse, |handle, _, _| {
         let ticket = handle.try_publish(&topic(), b"x").unwrap();
         let tasks: Vec<_> = (0..WAITERS_MAX).map(|_| Wakes::new()).collect();
@@ -152,7 +156,7 @@ fn as_many_waiters_as_there_are_slots_leave_each_other_alone() {
 }
 
 #[test]
-fn more_waiters_than_slots_all_get_their_answer() {
+fn more_waiters_than_slots_all_get_their_outcome() {
     with_handle(Full::Refuse, |handle, _, _| {
         let ticket = handle.try_publish(&topic(), b"x").unwrap();
         let tasks: Vec<_> = (0..20).map(|_| Wakes::new()).collect();
@@ -160,19 +164,19 @@ fn more_waiters_than_slots_all_get_their_answer() {
         for (future, (_, waker)) in waiting.iter_mut().zip(&tasks) {
             assert_eq!(poll!(future, waker), Poll::Pending);
         }
-        // Whoever was displaced was woken, so that it comes back; nobody is forgotten.
+        // A displaced waiter is woken, so that it registers again; none is forgotten.
         let displaced = tasks.iter().filter(|(wakes, _)| wakes.take() > 0).count();
         assert!(displaced >= 20 - WAITERS_MAX, "{displaced}");
         acknowledge(handle);
         for (future, (_, waker)) in waiting.iter_mut().zip(&tasks) {
-            let answer = poll!(future, waker);
-            assert_eq!(answer, Poll::Ready(Outcome::Acknowledged));
+            let outcome = poll!(future, waker);
+            assert_eq!(outcome, Poll::Ready(Outcome::Acknowledged));
         }
     });
 }
 
 #[test]
-fn a_waiting_publish_that_drops_the_oldest_wakes_who_waits_for_it() {
+fn a_publish_that_drops_the_oldest_wakes_its_waiting_outcome() {
     with_handle(Full::DropOldest, |handle, wakes, waker| {
         let first = handle.try_publish(&topic(), &[b'x'; 40]).unwrap();
         let mut outcome = pin!(handle.outcome(first));

@@ -1,4 +1,4 @@
-//! What handles do without their runners: each method is the state machine's, at the handle's time.
+//! Handles without their runners: each method calls the state machine's, at the present time.
 
 #![cfg(feature = "async")]
 
@@ -23,10 +23,10 @@ use nanonsq_core::registration::TooManyPeers;
 use nanonsq_core::session::{Session, Transmit, TransportError};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::nsqlookupd::NodeInfo;
-use sessions::{frame, message, said};
+use sessions::{frame, message, written};
 use still::Still;
 
-/// Calls once, says who it is, and waits.
+/// Accepts one connection, whose client sends its magic and a command, and waits.
 #[derive(Debug, Clone)]
 struct Caller(bool);
 
@@ -41,7 +41,7 @@ impl Transport for Silent {
         if std::mem::replace(&mut self.0, true) {
             return Poll::Pending;
         }
-        // A node does not let another one have the place of whom it knows.
+        // A client that has sent a command is not closed for another.
         buf[..8].copy_from_slice(b"  V2NOP\n");
         Poll::Ready(Ok(8))
     }
@@ -70,11 +70,11 @@ impl Listener for Caller {
     }
 }
 
-/// One place, for which two call.
+/// One slot, for which two clients connect.
 const CROWDED: Ports<Caller, 1, 0> =
     Ports { tcp: Port { slots: [Caller(false)], spare: Some(Caller(false)) }, http: Port::NONE };
 
-/// Runs for a moment.
+/// Polls the runner a few times.
 fn run(runner: impl Future) {
     let mut runner = pin!(runner);
     for _ in 0..9 {
@@ -94,7 +94,7 @@ fn channel() -> ChannelName {
 fn ready<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
-        Poll::Pending => panic!("it waits"),
+        Poll::Pending => panic!("the future is pending"),
     }
 }
 
@@ -109,11 +109,12 @@ fn receive(handle: &Consumer<'_>, still: &Still, bytes: &[u8]) {
 
 fn writes(handle: &Consumer<'_>, still: &Still) -> String {
     let now = still.now();
-    let bytes = handle.inspect(|consumer| said(&mut consumer.connection(0).unwrap(), now)).unwrap();
+    let bytes =
+        handle.inspect(|consumer| written(&mut consumer.connection(0).unwrap(), now)).unwrap();
     String::from_utf8(bytes).unwrap()
 }
 
-/// Runs `test` with a consumer whose connection has just come up.
+/// Runs `test` with a consumer whose connection has just been opened.
 fn with_connection(config: &consumer::Config<'_>, test: impl FnOnce(&Consumer<'_>, &Still)) {
     let still = Still::default();
     let nsqds = ["nsqd:4150".parse().unwrap()];
@@ -137,7 +138,7 @@ fn with_connection(config: &consumer::Config<'_>, test: impl FnOnce(&Consumer<'_
     test(&handle, &still);
 }
 
-/// Runs `test` with a consumer that is subscribed, and has said how many messages it wants.
+/// Runs `test` with a consumer that has subscribed and sent RDY.
 fn with_consumer(test: impl FnOnce(&Consumer<'_>, &Still)) {
     let config = consumer::Config {
         max_attempts: 2,
@@ -156,9 +157,9 @@ fn with_consumer(test: impl FnOnce(&Consumer<'_>, &Still)) {
 }
 
 #[test]
-fn what_a_consumer_asks_of_nsqd_is_said_if_it_asks_for_any() {
+fn only_configured_settings_are_in_identify() {
     let plain = consumer::Config::new(topic(), channel());
-    for (config, says) in [
+    for (config, setting) in [
         (plain, None),
         (consumer::Config { sample_rate: 10, ..plain }, Some("\"sample_rate\":10")),
         (
@@ -167,19 +168,19 @@ fn what_a_consumer_asks_of_nsqd_is_said_if_it_asks_for_any() {
         ),
     ] {
         with_connection(&config, |handle, still| {
-            let said =
-                handle.inspect(|consumer| said(&mut consumer.connection(0).unwrap(), still.now()));
-            let said = String::from_utf8_lossy(&said.unwrap()).into_owned();
-            assert!(said.contains(says.unwrap_or("IDENTIFY")), "{said}");
+            let sent = handle
+                .inspect(|consumer| written(&mut consumer.connection(0).unwrap(), still.now()));
+            let sent = String::from_utf8_lossy(&sent.unwrap()).into_owned();
+            assert!(sent.contains(setting.unwrap_or("IDENTIFY")), "{sent}");
             let others = ["\"sample_rate\"", "\"msg_timeout\""];
-            let expected = usize::from(says.is_some());
-            assert_eq!(others.iter().filter(|key| said.contains(*key)).count(), expected, "{said}");
+            let expected = usize::from(setting.is_some());
+            assert_eq!(others.iter().filter(|key| sent.contains(*key)).count(), expected, "{sent}");
         });
     }
 }
 
 #[test]
-fn a_consumer_is_paused_resumed_and_bounded() {
+fn pause_resume_and_max_in_flight_change_rdy() {
     with_consumer(|handle, still| {
         handle.pause();
         assert_eq!(handle.look(|consumer| consumer.is_paused()), Some(true));
@@ -192,7 +193,7 @@ fn a_consumer_is_paused_resumed_and_bounded() {
 }
 
 #[test]
-fn a_message_is_read_and_answered_in_each_way() {
+fn a_message_can_be_read_and_answered_in_every_way() {
     with_consumer(|handle, still| {
         assert!(handle.try_next().is_none());
         receive(handle, still, &message(2, b"body"));
@@ -201,7 +202,7 @@ fn a_message_is_read_and_answered_in_each_way() {
         assert_eq!(first.read(<[u8]>::to_vec), Some(b"body".to_vec()));
         let head = first.head().unwrap();
         assert_eq!((head.attempts, head.id.to_string().as_str()), (2, "0123456789abcdef"));
-        assert_eq!(handle.look(|_| first.head()), Some(None), "not within a look");
+        assert_eq!(handle.look(|_| first.head()), Some(None), "not available within `look`");
         assert_eq!(first.touch(), Ok(()));
         assert_eq!(writes(handle, still), "TOUCH 0123456789abcdef\n");
         assert_eq!(first.requeue(Some(Span::from_millis(7))), Ok(()));
@@ -212,17 +213,17 @@ fn a_message_is_read_and_answered_in_each_way() {
         assert_eq!(second.release(Some(Span::from_millis(8))), Ok(()));
         assert_eq!(writes(handle, still), "REQ 0123456789abcdef 8\n");
         let counters = handle.counters();
-        // Only the first is a failure.
+        // Only the first requeue is a failure.
         assert_eq!((counters.requeued, counters.touched, counters.finished), (2, 1, 0));
         receive(handle, still, &message(1, b"body"));
-        // Dropped, it comes again as late as it would after a first failure.
+        // A dropped message is requeued with the delay of a first failure.
         drop(handle.try_next().unwrap());
         assert_eq!(writes(handle, still), "REQ 0123456789abcdef 90000\n");
     });
 }
 
 #[test]
-fn a_consumer_without_place_for_nsqlookupds_takes_none() {
+fn a_consumer_without_room_for_nsqlookupds_rejects_them() {
     let config = consumer::Config::new(topic(), channel());
     let lookupds = ["lookupd:4161".parse().unwrap()];
     let still = Still::default();
@@ -251,7 +252,7 @@ fn info() -> NodeInfo<'static> {
 }
 
 #[test]
-fn what_a_lookup_is_to_list_is_added_and_removed() {
+fn topics_and_channels_are_registered_and_unregistered() {
     let config = nanonsq_core::registration::Config::new(info());
     let still = Still::default();
     let mut resources = registration::Resources::<NoopRawMutex, 1, 1, 1>::new();
@@ -283,23 +284,23 @@ fn ports<const CLIENTS: usize, const HTTP: usize>(still: &Still) -> Ports<Still,
 }
 
 #[test]
-fn a_directory_tells_what_there_is() {
+fn an_nsqlookupds_tables_and_http_are_accessible() {
     let config = nanonsq_core::nsqlookupd::Config::new();
     let still = Still::default();
     let mut resources = nsqlookupd::Resources::<NoopRawMutex, 1, 1, 1, 1, 16>::new();
     let (handle, _runner) = nsqlookupd::new(&mut resources, &config, ports(&still), still.clone());
     assert_eq!(handle.turned_away(), 0);
-    let says = b"  V1IDENTIFY\n\0\0\0\x4f{\"broadcast_address\":\"node\",\
+    let commands = b"  V1IDENTIFY\n\0\0\0\x4f{\"broadcast_address\":\"node\",\
         \"tcp_port\":4150,\"http_port\":4151,\"version\":\"1.3.0\"}REGISTER t c\n";
     handle.set_unix_time(1_700_000_000_000_000_000);
     handle.inspect(|directory| {
         let mut client = directory.client(0).unwrap();
         client.accepted(still.now(), ([10, 0, 0, 2], 5000).into());
         client.open(still.now());
-        let mut left = &says[..];
+        let mut left = &commands[..];
         while !left.is_empty() {
             left = &left[client.take(still.now(), left)..];
-            assert!(!said(&mut client, still.now()).is_empty(), "an answer to each command");
+            assert!(!written(&mut client, still.now()).is_empty(), "a response to each command");
         }
     });
     let (topics, channels) =
@@ -316,7 +317,7 @@ fn a_directory_tells_what_there_is() {
         let mut session = all.http(0).unwrap();
         session.accepted(still.now(), ([10, 0, 0, 3], 5000).into());
         session.take(still.now(), b"GET /debug HTTP/1.1\r\nHost: directory\r\n\r\n");
-        String::from_utf8(said(&mut session, still.now())).unwrap()
+        String::from_utf8(written(&mut session, still.now())).unwrap()
     });
     assert!(debug.unwrap().contains("\"last_update\":1700000000000000000"), "the time of day");
     assert_eq!(handle.counters(), handle.look(|all| all.counters()).unwrap());
@@ -324,7 +325,7 @@ fn a_directory_tells_what_there_is() {
 }
 
 #[test]
-fn a_directory_counts_whom_it_turned_away() {
+fn an_nsqlookupd_counts_rejected_clients() {
     let config = nanonsq_core::nsqlookupd::Config::new();
     let still = Still::default();
     let mut resources = nsqlookupd::Resources::<NoopRawMutex, 1, 1, 1, 0, 16>::new();
@@ -334,7 +335,7 @@ fn a_directory_counts_whom_it_turned_away() {
 }
 
 #[test]
-fn a_node_counts_whom_it_turned_away() {
+fn an_nsqd_counts_rejected_clients() {
     let still = Still::default();
     let config = nanonsq_core::nsqd::Config::new();
     let http = nanonsq_core::nsqd::HttpConfig::new();
@@ -371,7 +372,7 @@ fn with_node(test: impl FnOnce(&Node<'_>, &Still)) {
     test(&handle, &still);
 }
 
-/// Whether the topic is paused and its messages; the same of the channel.
+/// Returns whether the topic is paused, its depth, and the same of the channel.
 fn depths(handle: &Node<'_>) -> (bool, u32, bool, u32) {
     handle
         .look(|node| {
@@ -384,7 +385,7 @@ fn depths(handle: &Node<'_>) -> (bool, u32, bool, u32) {
 }
 
 #[test]
-fn a_nodes_topics_and_channels_are_managed() {
+fn topics_and_channels_are_administered() {
     with_node(|handle, _| {
         let (topic, channel) = (topic(), channel());
         assert_eq!(handle.turned_away(), 0);
@@ -424,9 +425,9 @@ fn a_nodes_topics_and_channels_are_managed() {
     });
 }
 
-/// A message says when it was published: the time of day is the one that was set, and goes on.
+/// Timestamps continue from the Unix time that was set.
 #[test]
-fn a_nodes_messages_have_the_time_of_day() {
+fn messages_have_the_unix_time_of_their_publishing() {
     with_node(|handle, still| {
         handle.set_unix_time(1_700_000_000_000_000_000);
         still.0.set(5);
@@ -437,17 +438,17 @@ fn a_nodes_messages_have_the_time_of_day() {
             let mut client = node.client(0).unwrap();
             client.open(still.now());
             assert_eq!(client.take(still.now(), b"  V2SUB t c\nRDY 1\n"), 18);
-            said(&mut client, still.now())
+            written(&mut client, still.now())
         });
         let bytes = bytes.unwrap();
-        // The answer to SUB has 10 bytes, and the frame's head 8.
+        // The response to SUB has 10 bytes, and the frame's head 8.
         let time = i64::from_be_bytes(bytes[18..26].try_into().unwrap());
         assert_eq!(time, 1_700_000_000_005_000_000);
     });
 }
 
 #[test]
-fn what_waits_for_a_node_is_ready_at_once_if_there_is_nothing_to_wait_for() {
+fn futures_of_an_nsqd_are_ready_at_once_without_a_reason_to_wait() {
     with_node(|handle, _| {
         ready(handle.idle());
         ready(handle.publish(&topic(), b"x")).unwrap();

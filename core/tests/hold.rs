@@ -1,4 +1,4 @@
-//! What one client, or one bad message, must not keep from others.
+//! One client, or one bad message, does not hold up others.
 
 use nanonsq_core::name::TopicName;
 use nanonsq_core::nsqd::{self, Nsqd};
@@ -10,7 +10,7 @@ const fn at(ms: u64) -> Instant {
     Instant::from_millis(ms)
 }
 
-/// Writes all that a session has to say, and returns it.
+/// Sends all bytes of a session, and returns them.
 fn written(session: &mut impl Session, now: Instant) -> Vec<u8> {
     let mut all = Vec::new();
     loop {
@@ -38,12 +38,12 @@ fn a_client_that_sends_no_body_does_not_keep_the_application_from_publishing() {
     let mut client = nsqd.client(0).unwrap();
     client.open(at(2));
     let body = b"{\"heartbeat_interval\":60000}";
-    let mut said = b"  V2IDENTIFY\n".to_vec();
-    said.extend((body.len() as u32).to_be_bytes());
-    said.extend(body);
-    client.take(at(2), &said);
+    let mut identify = b"  V2IDENTIFY\n".to_vec();
+    identify.extend((body.len() as u32).to_be_bytes());
+    identify.extend(body);
+    client.take(at(2), &identify);
     written(&mut client, at(2));
-    // Nearly all that is free, of which not a byte comes.
+    // The announced message would take nearly all that is free, and none of it arrives.
     let longest = u32::from(free) * 64 - 200;
     client.take(at(2), &[b"PUB junk\n", &longest.to_be_bytes()[..]].concat());
 
@@ -56,7 +56,7 @@ fn a_client_that_sends_no_body_does_not_keep_the_application_from_publishing() {
 }
 
 #[test]
-fn suspects_that_expire_are_none_any_more() {
+fn expired_suspects_are_forgotten() {
     let config = publisher::Config::new();
     let nsqds = ["a:1".parse().unwrap()];
     let mut ring = [0; 1000];
@@ -72,15 +72,15 @@ fn suspects_that_expire_are_none_any_more() {
         publisher.publish_with(&topic, b"bad", options).unwrap();
     }
     assert!(written(&mut publisher, at(2)).starts_with(b"MPUB"));
-    let words = b"E_BAD_MESSAGE MPUB invalid message";
-    let len = (words.len() + 4) as u32;
-    let frame = [&len.to_be_bytes()[..], &[0, 0, 0, 1], words].concat();
+    let error = b"E_BAD_MESSAGE MPUB invalid message";
+    let len = (error.len() + 4) as u32;
+    let frame = [&len.to_be_bytes()[..], &[0, 0, 0, 1], error].concat();
     let _ = publisher.receive(at(3), &frame);
     publisher.closed(at(3), Closed::Peer);
     publisher.tick(at(2_000));
     assert_eq!(publisher.counters().expired, 3);
 
-    // Those that were in the refused batch are gone: these go as one batch again.
+    // The messages of the refused batch are gone: the next ones are sent as one batch.
     for _ in 0..3 {
         publisher.publish(&topic, b"good").unwrap();
     }

@@ -1,10 +1,10 @@
-//! Imports among the modules of the core go down only, so that there is no circle.
+//! Modules of the core import only from lower layers, so there is no cycle.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// The modules, from the lowest layer up. A module imports from lower layers, from none of its own.
+/// The modules, from the lowest layer up. A module imports only from lower layers.
 const LAYERS: [&[&str]; 7] = [
     &["macros", "name", "address", "time"],
     &["wire"],
@@ -16,12 +16,13 @@ const LAYERS: [&[&str]; 7] = [
 ];
 
 fn layer(module: &str) -> usize {
-    LAYERS.iter().position(|modules| modules.contains(&module)).unwrap_or_else(|| {
-        panic!("{module} is in no layer: give it one, and say so in ARCHITECTURE")
-    })
+    LAYERS
+        .iter()
+        .position(|modules| modules.contains(&module))
+        .unwrap_or_else(|| panic!("{module} is in no layer: add it to LAYERS and ARCHITECTURE.md"))
 }
 
-/// Calls `found` for each file of Rust that is not only for tests.
+/// Calls `found` for each Rust file that is not only for tests.
 fn each_file(directory: &Path, found: &mut dyn FnMut(&Path, &str)) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
@@ -37,7 +38,7 @@ fn each_file(directory: &Path, found: &mut dyn FnMut(&Path, &str)) {
     }
 }
 
-/// The modules named after `crate::` in a line of code.
+/// Returns the modules named after `crate::` in a line of code.
 fn named(line: &str) -> impl Iterator<Item = &str> {
     line.split("crate::").skip(1).map(|rest| {
         let end = rest.find(|char: char| !char.is_alphanumeric() && char != '_');
@@ -56,7 +57,11 @@ fn imports_go_down_only() {
         let module = module.trim_end_matches(".rs");
         let code = text.split("#[cfg(test)]\nmod ").next().unwrap();
         for line in code.lines().map(str::trim).filter(|line| !line.starts_with("//")) {
-            assert!(!line.starts_with("use crate::{"), "{}: one `use` for each", inside.display());
+            assert!(
+                !line.starts_with("use crate::{"),
+                "{}: write one `use` for each module",
+                inside.display()
+            );
             for other in named(line).filter(|other| *other != module) {
                 // Exported macros are named like functions.
                 let is_macro = line.contains(&format!("crate::{other}!"));
@@ -67,8 +72,8 @@ fn imports_go_down_only() {
             }
         }
     });
-    assert!(wrong.is_empty(), "these do not go down:\n{}", wrong.join("\n"));
-    assert!(imports["consumer"] > 10, "none was found: {imports:?}");
+    assert!(wrong.is_empty(), "imports from the same or a higher layer:\n{}", wrong.join("\n"));
+    assert!(imports["consumer"] > 10, "too few imports were found: {imports:?}");
     for module in LAYERS.concat() {
         assert!(
             source.join(module).is_dir() || source.join(format!("{module}.rs")).is_file(),

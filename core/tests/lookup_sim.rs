@@ -1,5 +1,5 @@
 //! Peers and model nsqlookupds in virtual time, over a network that fails at random: when the
-//! faults stop, every nsqlookupd lists exactly what the registry wants.
+//! faults stop, every nsqlookupd lists exactly the topics and channels of the registry.
 
 mod support;
 
@@ -16,7 +16,7 @@ const PEERS: usize = 3;
 const INFO: &[u8] =
     br#"{"broadcast_address":"l","hostname":"l","http_port":1,"tcp_port":2,"version":"1"}"#;
 
-/// One connection as the model nsqlookupd sees it; what it registered goes with it.
+/// One connection of the model nsqlookupd, with the registrations that end with it.
 #[derive(Default)]
 struct Connection {
     inbox: Vec<u8>,
@@ -76,7 +76,7 @@ impl Connection {
     }
 }
 
-fn wanted(lookup: &Registration<'_, PEERS, 5, 6>) -> BTreeSet<String> {
+fn registered(lookup: &Registration<'_, PEERS, 5, 6>) -> BTreeSet<String> {
     let name = |(topic, channel): (&TopicName, Option<&ChannelName>)| match channel {
         None => topic.to_string(),
         Some(channel) => format!("{topic}/{channel}"),
@@ -214,7 +214,7 @@ fn live(seed: u32) -> [u64; 3] {
         }
 
         if !faulty {
-            let want = wanted(&lookup);
+            let expected = registered(&lookup);
             let settled = (0..PEERS).all(|index| {
                 let status = lookup.status(index).unwrap();
                 match status.state {
@@ -227,7 +227,7 @@ fn live(seed: u32) -> [u64; 3] {
                 let connected: Vec<_> = connections.iter().flatten().collect();
                 assert_eq!(connected.len(), configured.len(), "{context}");
                 for server in connected {
-                    assert_eq!(server.listed, want, "{context}");
+                    assert_eq!(server.listed, expected, "{context}");
                 }
                 break;
             }
@@ -247,6 +247,6 @@ fn a_thousand_lives_converge() {
             *sum += n;
         }
     }
-    println!("changes, refused for want of a slot, connections: {sums:?}");
+    println!("changes, refused without a slot, connections: {sums:?}");
     assert!(sums.iter().all(|&n| n > u64::from(seeds(1000)) / 10), "{sums:?}");
 }

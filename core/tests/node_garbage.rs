@@ -1,5 +1,5 @@
-//! A node that is told nonsense by hostile clients: no panic, nothing that stays, and a
-//! well-behaved client beside them that is served all the same.
+//! An nsqd with hostile clients that send garbage: it does not panic, keeps nothing, and still
+//! serves a well-behaved client.
 
 mod support;
 
@@ -11,10 +11,10 @@ use support::Random;
 
 const TOTAL: usize = 10_000_000;
 const CLIENTS: usize = 4;
-/// The client that behaves.
+/// The well-behaved client.
 const GOOD: usize = 3;
 
-/// Pieces that get far into a session, before they are bent.
+/// Valid input that gets far into a session, before random changes.
 const SEEDS: [&[u8]; 22] = [
     b"  V2",
     b"  V2SUB t c\nRDY 3\n",
@@ -72,36 +72,36 @@ fn piece(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// Reads some of what a client is told; it settles in the end.
-fn listen(node: &mut Nsqd<'_>, client: usize, now: Instant, random: &mut Random) -> Vec<u8> {
-    let mut heard = Vec::new();
+/// Reads some of a client's bytes, the well-behaved client's completely. Returns them.
+fn read_some(node: &mut Nsqd<'_>, client: usize, now: Instant, random: &mut Random) -> Vec<u8> {
+    let mut received = Vec::new();
     let mut idle = 0;
     loop {
         let mut session = node.client(client).unwrap();
         let transmit = session.transmit(now);
         let len = transmit.len();
-        heard.extend(transmit.head);
-        heard.extend(transmit.body);
+        received.extend(transmit.head);
+        received.extend(transmit.body);
         if len == 0 {
-            return heard;
+            return received;
         }
         let n = if client == GOOD { len } else { random.below(len as u32 + 1) as usize };
         session.sent(now, n);
-        heard.truncate(heard.len() - (len - n));
+        received.truncate(received.len() - (len - n));
         idle = if n == 0 { idle + 1 } else { 0 };
         if client != GOOD && random.one_in(4) {
-            return heard;
+            return received;
         }
         assert!(idle < DRAINS_MAX);
     }
 }
 
-fn say_all(node: &mut Nsqd<'_>, now: Instant, bytes: &[u8]) {
+fn send_good(node: &mut Nsqd<'_>, now: Instant, bytes: &[u8]) {
     assert_eq!(node.client(GOOD).unwrap().take(now, bytes), bytes.len());
 }
 
 #[test]
-fn ten_million_bytes_of_nonsense_hurt_nobody() {
+fn ten_million_bytes_of_garbage_do_no_harm() {
     let mut random = Random::new(1);
     let mut node = node(&CONFIG);
     let mut now = Instant::from_millis(1);
@@ -109,8 +109,8 @@ fn ten_million_bytes_of_nonsense_hurt_nobody() {
     node.create(now, &safe, None).unwrap();
     node.create(now, &safe, Some(&ChannelName::new("c").unwrap())).unwrap();
     node.client(GOOD).unwrap().open(now);
-    say_all(&mut node, now, b"  V2SUB safe c\nRDY 1\n");
-    assert_eq!(listen(&mut node, GOOD, now, &mut random), b"\0\0\0\x06\0\0\0\0OK");
+    send_good(&mut node, now, b"  V2SUB safe c\nRDY 1\n");
+    assert_eq!(read_some(&mut node, GOOD, now, &mut random), b"\0\0\0\x06\0\0\0\0OK");
     let (mut fed, mut rounds, mut served) = (0, 0u32, 0);
     while fed < TOTAL {
         rounds += 1;
@@ -125,13 +125,13 @@ fn ten_million_bytes_of_nonsense_hurt_nobody() {
                 let taken = session.take(now, &bytes);
                 assert!(taken <= bytes.len());
                 if taken < bytes.len() && random.one_in(20) {
-                    // The driver may forget that it holds something: then it is as if lost.
+                    // The connection may end while bytes are held.
                     session.closed(now, Closed::Peer);
                 }
             }
-            Link::Upgrade(_) => unreachable!("never asked for"),
+            Link::Upgrade(_) => unreachable!("no client asks for TLS"),
         }
-        listen(&mut node, client, now, &mut random);
+        read_some(&mut node, client, now, &mut random);
         now = Instant::from_micros(now.as_micros() + u64::from(random.below(3000)));
         for client in 0..CLIENTS {
             let mut session = node.client(client).unwrap();
@@ -140,8 +140,8 @@ fn ten_million_bytes_of_nonsense_hurt_nobody() {
             }
         }
         if rounds % 16 == 0 {
-            say_all(&mut node, now, b"NOP\n");
-            listen(&mut node, GOOD, now, &mut random);
+            send_good(&mut node, now, b"NOP\n");
+            read_some(&mut node, GOOD, now, &mut random);
         }
         if rounds % 400 == 0 {
             serve(&mut node, now, &mut random, &safe);
@@ -161,7 +161,7 @@ fn ten_million_bytes_of_nonsense_hurt_nobody() {
     assert_eq!((store.free, store.promised), (store.blocks, 0));
 }
 
-/// Somebody cleans up, and the client that behaves gets a message through.
+/// Deletes what hostile clients made. The well-behaved client then publishes and gets a message.
 fn serve(node: &mut Nsqd<'_>, now: Instant, random: &mut Random, safe: &TopicName) {
     let topics: Vec<_> = node.topics().map(|topic| *topic.name).collect();
     for topic in topics.into_iter().filter(|topic| topic != safe) {
@@ -174,20 +174,24 @@ fn serve(node: &mut Nsqd<'_>, now: Instant, random: &mut Random, safe: &TopicNam
     for channel in others.into_iter().filter(|channel| channel.as_str() != "c") {
         node.delete(now, safe, Some(&channel)).unwrap();
     }
-    // What others published there comes first.
+    // Drop messages of hostile clients.
     node.empty(now, safe, Some(&ChannelName::new("c").unwrap())).unwrap();
-    listen(node, GOOD, now, random);
-    say_all(node, now, b"PUB safe\n\0\0\0\x04good");
-    let heard = listen(node, GOOD, now, random);
-    assert!(heard.starts_with(b"\0\0\0\x06\0\0\0\0OK"), "{:?}", String::from_utf8_lossy(&heard));
-    assert!(heard.ends_with(b"good"), "{:?}", String::from_utf8_lossy(&heard));
-    let id = heard[heard.len() - 20..heard.len() - 4].to_vec();
-    say_all(node, now, &[b"FIN ", &id[..], b"\n"].concat());
-    assert!(listen(node, GOOD, now, random).is_empty());
+    read_some(node, GOOD, now, random);
+    send_good(node, now, b"PUB safe\n\0\0\0\x04good");
+    let received = read_some(node, GOOD, now, random);
+    assert!(
+        received.starts_with(b"\0\0\0\x06\0\0\0\0OK"),
+        "{:?}",
+        String::from_utf8_lossy(&received)
+    );
+    assert!(received.ends_with(b"good"), "{:?}", String::from_utf8_lossy(&received));
+    let id = received[received.len() - 20..received.len() - 4].to_vec();
+    send_good(node, now, &[b"FIN ", &id[..], b"\n"].concat());
+    assert!(read_some(node, GOOD, now, random).is_empty());
 }
 
 #[test]
-fn a_connection_that_ends_anywhere_leaves_nothing() {
+fn a_connection_that_ends_at_any_byte_leaves_nothing() {
     let mut random = Random::new(2);
     let mut node = node(&CONFIG);
     let now = Instant::from_millis(5);
@@ -199,13 +203,13 @@ fn a_connection_that_ends_anywhere_leaves_nothing() {
             for len in 0..=bytes.len() {
                 let mut session = node.client(0).unwrap();
                 session.open(now);
-                // In two pieces, as they may come.
+                // In two pieces.
                 let at = random.below(len as u32 + 1) as usize;
                 let taken = session.take(now, &bytes[..at]);
                 if taken == at {
                     session.take(now, &bytes[at..len]);
                 }
-                listen(&mut node, 0, now, &mut random);
+                read_some(&mut node, 0, now, &mut random);
                 let mut session = node.client(0).unwrap();
                 session.closed(now, Closed::Peer);
                 assert_eq!((session.link(), session.deadline()), (Link::Down, Instant::NEVER));
@@ -221,7 +225,7 @@ fn a_connection_that_ends_anywhere_leaves_nothing() {
     }
 }
 
-/// Each in a topic or channel of its own: the tables are full, then the oldest go.
+/// Each SUB has a topic and channel of its own: once the tables are full, the oldest are evicted.
 #[test]
 fn a_million_subs_take_no_more_than_the_tables() {
     let mut node = node(&CONFIG);
@@ -241,7 +245,7 @@ fn a_million_subs_take_no_more_than_the_tables() {
     }
     assert_eq!((node.topics().count(), sub(&mut node, 0, "u")), (3, 0));
     assert_eq!(node.counters().topics_given_back, 1_000_001 - 3);
-    // What the application named stays, and what finds no room says so.
+    // Topics of the application stay, and SUB to others is refused.
     for topic in node.topics().map(|topic| *topic.name).collect::<Vec<_>>() {
         node.create(now, &topic, None).unwrap();
     }
@@ -249,7 +253,7 @@ fn a_million_subs_take_no_more_than_the_tables() {
         assert_eq!(sub(&mut node, n, "v"), n + 1);
     }
     assert_eq!((node.topics().count(), node.counters().topics_refused), (3, 1_000));
-    // Who is there already goes on.
+    // An existing topic is still usable.
     let mut session = node.client(0).unwrap();
     session.open(now);
     session.take(now, b"  V2SUB u0 c0\nPUB u0\n\0\0\0\x01x");

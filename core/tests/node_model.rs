@@ -1,4 +1,4 @@
-//! A node against a model without bounds: see `support/nsqd_world/mod.rs`.
+//! An nsqd against a model without bounds: see `support/nsqd_world/mod.rs`.
 
 mod support;
 #[path = "support/nsqd_world/mod.rs"]
@@ -18,7 +18,7 @@ impl Dice for Random {
     }
 }
 
-/// `SEEDS` lives of 2,000 steps each, from `SEED` on.
+/// Runs `SEEDS` lives of 2,000 steps each, from `SEED` on.
 #[test]
 fn a_node_does_what_the_model_does() {
     let first = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);

@@ -1,5 +1,5 @@
 //! A publisher and a model nsqd in virtual time, over a network that fails at random: thousands of
-//! seeded lives, each checked to the last message.
+//! seeded lives, in each of which every message is checked.
 
 mod support;
 
@@ -16,27 +16,27 @@ use nanonsq_models::nsqd::{Nsqd, Settings};
 use nanonsq_models::server::{ConnId, Out, Reply, Seen, Server};
 use support::{Random, seeds};
 
-/// What nsqd refuses is longer than it takes, and begins so.
+/// The first byte of messages that are longer than `MESSAGE_MAX`, which nsqd refuses.
 const BAD: u8 = b'!';
 const MESSAGE_MAX: usize = 60;
 
-/// A connection of the publisher's.
+/// A connection of the publisher.
 struct Connection {
     id: ConnId,
-    /// What is on its way, with the time it arrives, and an end in turn.
+    /// Bytes to the publisher with their arrival times; `None` is the end of the connection.
     outbox: VecDeque<(Instant, Option<Vec<u8>>)>,
-    /// Answers nothing, not even heartbeats.
+    /// nsqd's bytes are lost, even heartbeats.
     mute: bool,
 }
 
-/// The model nsqd, as if all nsqds wrote to one disk, and what it stored, in order.
+/// One model nsqd for all addresses, and the messages that it stored, in order.
 struct Disk {
     nsqd: Nsqd,
     stored: Vec<(String, Vec<u8>)>,
 }
 
 impl Disk {
-    /// Has nsqd do something; what it says arrives at `at`.
+    /// Runs a call of nsqd; its replies arrive at `at`.
     fn play(
         &mut self,
         now: Instant,
@@ -53,7 +53,7 @@ impl Disk {
             }
         }
         for (id, reply) in out.replies {
-            // Of others nobody is there to hear it.
+            // Replies on closed connections are lost.
             if id == connection.id && !connection.mute {
                 let bytes = match reply {
                     Reply::Say(_, bytes) => Some(bytes),
@@ -65,12 +65,12 @@ impl Disk {
     }
 }
 
-/// What a life is to be like.
+/// The settings of a life.
 struct Life {
     config: Config<'static>,
     ring: usize,
     nsqds: usize,
-    /// Milliseconds with faults; afterwards everything has to end well.
+    /// Milliseconds with faults. Afterwards every message must get its outcome.
     faulty: u64,
 }
 
@@ -187,7 +187,8 @@ fn live(seed: u32) -> [u64; 6] {
                     if n > 0 {
                         publisher.sent(now, n);
                         let peer = connection.as_mut().expect("a connection");
-                        // Sometimes it arrives at the very moment of the loss: stored, unanswered.
+                        // Sometimes the connection is lost then: the message is stored and not
+                        // acknowledged.
                         let latency = if faulty { random.below(300) } else { 1 };
                         let (at, id) = (now.after(Span::from_millis(latency)), peer.id);
                         disk.play(now, at, peer, |nsqd, out| nsqd.receive(id, &bytes[..n], out));
@@ -237,7 +238,7 @@ fn live(seed: u32) -> [u64; 6] {
             }
         }
 
-        // What the application hears.
+        // The events for the application.
         while let Some(event) = publisher.poll_event() {
             match event {
                 Event::Failed { first, count, outcome } => {
@@ -270,8 +271,8 @@ fn live(seed: u32) -> [u64; 6] {
         if !faulty && counters.pending == 0 && publisher.outbox_used() == 0 {
             break;
         }
-        // Time may jump over an answer that is on its way. A connection that came up and was ended by
-        // that is followed by a wait of up to 16 s.
+        // Time may jump past an answer that is on its way, which ends the connection. A wait of up
+        // to 16 s follows.
         let stuck = now >= end_of_faults.after(Span::from_secs(240));
         assert!(!stuck, "{context}: stuck: {:?} {:?}", publisher.state(), publisher.counters());
         // Mostly short steps, sometimes right to the next deadline.
@@ -281,7 +282,7 @@ fn live(seed: u32) -> [u64; 6] {
         };
     }
 
-    // The end: what was promised is so.
+    // The end: every outcome must be true.
     let counters = publisher.counters();
     let mut stored: HashMap<(&str, &[u8]), u64> = HashMap::new();
     for (topic, body) in &disk.stored {
@@ -317,21 +318,21 @@ fn live(seed: u32) -> [u64; 6] {
                 assert_eq!(life.config.full, Full::DropOldest, "{context}");
                 counts[3] += 1;
             }
-            Outcome::Forgotten => panic!("{context}: an event says so"),
+            Outcome::Forgotten => panic!("{context}: an event reports a forgotten outcome"),
         }
         counts[4] += copies.saturating_sub(1);
     }
-    assert!(stored.is_empty(), "{context}: nobody published {stored:?}");
-    // Each failure was told once: by name, or in the count of those whose names were forgotten.
+    assert!(stored.is_empty(), "{context}: stored and not published: {stored:?}");
+    // Each failure was reported once: by its number, or in the count of forgotten ones.
     let failures = counters.rejected + counters.expired + counters.dropped;
     assert_eq!(failures, failed.len() as u64 + forgotten, "{context}");
-    assert!(unnamed <= forgotten, "{context}: nobody was told of {unnamed}");
+    assert!(unnamed <= forgotten, "{context}: {unnamed} failures are not reported");
     if forgotten == 0 {
-        let told = [counters.acknowledged, counters.rejected, counters.expired, counters.dropped];
-        assert_eq!(counts[..4], told, "{context}");
+        let all = [counters.acknowledged, counters.rejected, counters.expired, counters.dropped];
+        assert_eq!(counts[..4], all, "{context}");
     }
     assert!(counts[4] <= counters.possible_duplicates, "{context}: {} {counters:?}", counts[4]);
-    // First arrivals of one topic are in the order of publishing, for what was never given up.
+    // The first arrivals of a topic's messages are in the order of publishing.
     for topic in ["a", "b"] {
         let mut last = None;
         let mut seen = std::collections::HashSet::new();

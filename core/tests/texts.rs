@@ -1,4 +1,4 @@
-//! What a person is told: each error says something of its own, with the numbers that are in it.
+//! The texts of errors: each error has a text of its own, with its numbers.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -15,7 +15,7 @@ use nanonsq_core::wire::DecodeError;
 use nanonsq_core::wire::http::{BadAnswer, HttpError};
 use nanonsq_core::wire::nsqd::ErrorCode;
 
-/// Each has a text, on one line, that no other has.
+/// Checks that each value has a distinct text of one line.
 #[track_caller]
 fn distinct<T: Display>(all: &[T]) {
     let texts: BTreeSet<_> = all.iter().map(ToString::to_string).collect();
@@ -26,7 +26,7 @@ fn distinct<T: Display>(all: &[T]) {
 }
 
 #[test]
-fn errors_of_what_is_configured() {
+fn errors_of_settings() {
     distinct(&[
         AddressError::EmptyHost,
         AddressError::HostTooLong { len: 200 },
@@ -160,7 +160,7 @@ fn ends_of_connections() {
             .contains("70 bytes where at most 60")
     );
     distinct(&[Closed::Peer, Closed::Local]);
-    // Of what they are made of they say what that says.
+    // A wrapped error has the text of the error in it.
     for dial in dials {
         assert_eq!(Closed::Dial(dial).to_string(), dial.to_string());
     }
@@ -174,7 +174,7 @@ fn ends_of_connections() {
 
 #[cfg(feature = "async")]
 #[test]
-fn errors_of_a_nodes_settings_are_those_of_its_parts() {
+fn errors_of_an_nsqds_settings_are_those_of_its_parts() {
     use nanonsq_core::drive::nsqd::SettingsError;
     let peers = TooManyPeers { max: 3 };
     let lookup = registration::ConfigError::ZeroPort;

@@ -1,4 +1,4 @@
-//! Transports that gather what is written, call by call.
+//! [`Gathering`]: which calls reach the wrapped transport, and when.
 
 #![cfg(feature = "async")]
 
@@ -14,10 +14,10 @@ use nanonsq_core::address::Address;
 use nanonsq_core::drive::{AcceptError, Dialer, Gathering, Listener, Transport};
 use nanonsq_core::session::{DialError, Transmit, TransportError, Upgrade};
 
-/// What the transport below does next, and what was done with it.
+/// The next results of the wrapped transport, and the log of its calls.
 #[derive(Debug, Default)]
 struct Wire {
-    /// Of each write how many bytes are taken; without an entry all of them.
+    /// The results of the next writes; without an entry a write takes all bytes.
     takes: VecDeque<Poll<Result<usize, TransportError>>>,
     reads: VecDeque<&'static [u8]>,
     log: Vec<String>,
@@ -31,8 +31,8 @@ impl Pipe {
         self.0.borrow_mut().log.push(text.to_string());
     }
 
-    /// What was done since this was last asked.
-    fn done(&self) -> Vec<String> {
+    /// Takes the log since the last call.
+    fn take_log(&self) -> Vec<String> {
         std::mem::take(&mut self.0.borrow_mut().log)
     }
 
@@ -109,11 +109,13 @@ impl Listener for Pipe {
 
 fn ready<T>(future: impl Future<Output = T>) -> T {
     let mut context = Context::from_waker(Waker::noop());
-    let Poll::Ready(value) = pin!(future).poll(&mut context) else { panic!("it waits") };
+    let Poll::Ready(value) = pin!(future).poll(&mut context) else {
+        panic!("the future is pending")
+    };
     value
 }
 
-/// Up to 8 bytes at once.
+/// Runs `test` with a transport that gathers up to 8 bytes.
 fn gathering(pipe: &Pipe, test: impl FnOnce(&mut dyn Transport, &mut Context<'_>)) {
     let address: Address = "h:1".parse().unwrap();
     let mut dialer = Gathering::<_, 8>(pipe.clone());
@@ -128,45 +130,49 @@ fn bytes<'b>(head: &'b str, body: &'b str) -> Transmit<'b> {
 const ALL: fn(usize) -> Poll<Result<usize, TransportError>> = |n| Poll::Ready(Ok(n));
 
 #[test]
-fn what_fits_leaves_at_once_before_it_is_read_from() {
+fn gathered_bytes_are_written_at_once_before_a_read() {
     let pipe = Pipe::default();
     gathering(&pipe, |gathered, cx| {
         assert_eq!(gathered.poll_write(cx, bytes("ab", "c")), ALL(3));
         assert_eq!(gathered.poll_write(cx, bytes("", "defgh")), ALL(5));
-        assert_eq!(pipe.done(), [""; 0], "all eight are kept");
+        assert_eq!(pipe.take_log(), [""; 0], "all eight bytes are kept");
         pipe.0.borrow_mut().reads.push_back(b"xy");
         let mut buf = [0; 4];
         assert_eq!(gathered.poll_read(cx, &mut buf), ALL(2));
         assert_eq!(buf, *b"xy\0\0");
-        assert_eq!(pipe.done(), ["write abcdefgh", "read"]);
+        assert_eq!(pipe.take_log(), ["write abcdefgh", "read"]);
         assert!(gathered.poll_read(cx, &mut buf).is_pending());
-        assert_eq!(pipe.done(), ["read"], "written once");
+        assert_eq!(pipe.take_log(), ["read"], "written once");
     });
 }
 
 #[test]
-fn what_does_not_fit_waits_for_what_is_kept() {
+fn bytes_that_do_not_fit_wait_for_the_kept_bytes() {
     let pipe = Pipe::default();
     gathering(&pipe, |gathered, cx| {
         assert_eq!(gathered.poll_write(cx, bytes("abcd", "")), ALL(4));
         pipe.takes(Poll::Ready(Ok(3)));
         pipe.takes(Poll::Pending);
         assert!(gathered.poll_write(cx, bytes("12345", "")).is_pending());
-        assert_eq!(pipe.done(), ["write abc", "write Pending"]);
+        assert_eq!(pipe.take_log(), ["write abc", "write Pending"]);
         assert_eq!(gathered.poll_write(cx, bytes("12345", "")), ALL(5));
-        assert_eq!(pipe.done(), ["write d"]);
+        assert_eq!(pipe.take_log(), ["write d"]);
         assert_eq!(gathered.poll_write(cx, bytes("678", "")), ALL(3));
-        assert_eq!(pipe.done(), [""; 0], "from the front again");
-        // Exactly as many as it keeps, then one more than it ever could.
+        assert_eq!(pipe.take_log(), [""; 0], "the buffer is filled from its front again");
+        // Exactly as many bytes as the buffer holds, then one more.
         assert_eq!(gathered.poll_write(cx, bytes("ABCD", "EFGH")), ALL(8));
-        assert_eq!(pipe.done(), ["write 12345678"]);
+        assert_eq!(pipe.take_log(), ["write 12345678"]);
         assert_eq!(gathered.poll_write(cx, bytes("nine", " byte")), ALL(9));
-        assert_eq!(pipe.done(), ["write ABCDEFGH", "write nine byte"], "as it is");
+        assert_eq!(
+            pipe.take_log(),
+            ["write ABCDEFGH", "write nine byte"],
+            "written without the buffer"
+        );
     });
 }
 
 #[test]
-fn what_is_kept_leaves_before_all_else_but_an_abort() {
+fn kept_bytes_are_written_before_every_call_but_abort() {
     let pipe = Pipe::default();
     gathering(&pipe, |gathered, cx| {
         let mut keep = |gathered: &mut dyn Transport| {
@@ -175,24 +181,24 @@ fn what_is_kept_leaves_before_all_else_but_an_abort() {
         keep(gathered);
         let cx = &mut Context::from_waker(Waker::noop());
         gathered.send_gathered(cx);
-        assert_eq!(pipe.done(), ["write ab", "send"]);
+        assert_eq!(pipe.take_log(), ["write ab", "send"]);
         keep(gathered);
         assert_eq!(
             gathered.poll_upgrade(cx, Upgrade::Tls),
             Poll::Ready(Err(TransportError::Unsupported))
         );
-        assert_eq!(pipe.done(), ["write ab", "upgrade"]);
+        assert_eq!(pipe.take_log(), ["write ab", "upgrade"]);
         keep(gathered);
         assert_eq!(gathered.poll_close(cx), Poll::Ready(Err(TransportError::Reset)));
-        assert_eq!(pipe.done(), ["write ab", "close"]);
+        assert_eq!(pipe.take_log(), ["write ab", "close"]);
         keep(gathered);
         gathered.abort();
-        assert_eq!(pipe.done(), ["abort"]);
+        assert_eq!(pipe.take_log(), ["abort"]);
     });
 }
 
 #[test]
-fn a_write_that_failed_is_told_at_the_next_one_and_at_the_end() {
+fn a_failed_write_is_reported_by_the_next_write_and_at_the_end() {
     let reset = Poll::Ready(Err(TransportError::Reset));
     let pipe = Pipe::default();
     gathering(&pipe, |gathered, cx| {
@@ -200,16 +206,16 @@ fn a_write_that_failed_is_told_at_the_next_one_and_at_the_end() {
         pipe.takes(reset);
         pipe.0.borrow_mut().reads.extend([&b"why"[..], b""]);
         let mut buf = [0; 4];
-        assert_eq!(gathered.poll_read(cx, &mut buf), ALL(3), "why it failed");
+        assert_eq!(gathered.poll_read(cx, &mut buf), ALL(3), "the peer's last bytes are read");
         assert_eq!(gathered.poll_write(cx, bytes("c", "")), reset);
-        assert_eq!(gathered.poll_read(cx, &mut buf), reset, "not just the end");
+        assert_eq!(gathered.poll_read(cx, &mut buf), reset, "an error, not a clean end");
         assert_eq!(
             gathered.poll_close(cx).map(Result::err),
             Poll::Ready(Some(TransportError::Reset))
         );
-        assert_eq!(pipe.done().iter().filter(|it| it.starts_with("write")).count(), 1);
+        assert_eq!(pipe.take_log().iter().filter(|it| it.starts_with("write")).count(), 1);
     });
-    // One that takes nothing has failed, too, where it is the end.
+    // A write that takes no byte is an error at the end as well.
     gathering(&pipe, |gathered, cx| {
         assert_eq!(gathered.poll_write(cx, bytes("ab", "")), ALL(2));
         pipe.takes(ALL(0));
@@ -219,12 +225,12 @@ fn a_write_that_failed_is_told_at_the_next_one_and_at_the_end() {
     });
     gathering(&pipe, |gathered, cx| {
         pipe.0.borrow_mut().reads.push_back(b"");
-        assert_eq!(gathered.poll_read(cx, &mut [0; 4]), ALL(0), "an end in order");
+        assert_eq!(gathered.poll_read(cx, &mut [0; 4]), ALL(0), "a clean end");
     });
 }
 
 #[test]
-fn who_calls_is_gathered_as_well() {
+fn accepted_connections_are_gathered_as_well() {
     let pipe = Pipe::default();
     let mut listener = Gathering::<_, 8>(pipe.clone());
     let (mut gathered, from) = ready(listener.accept()).unwrap();
@@ -232,10 +238,10 @@ fn who_calls_is_gathered_as_well() {
     let cx = &mut Context::from_waker(Waker::noop());
     assert_eq!(gathered.poll_write(cx, bytes("ab", "c")), ALL(3));
     gathered.send_gathered(cx);
-    assert_eq!(pipe.done(), ["write abc", "send"]);
+    assert_eq!(pipe.take_log(), ["write abc", "send"]);
 }
 
-/// Only what it has to have: it writes at once, and cannot be wrapped.
+/// A transport with only the required methods.
 struct Plain;
 
 impl Transport for Plain {
@@ -263,7 +269,7 @@ impl Transport for Plain {
 }
 
 #[test]
-fn a_transport_is_not_wrapped_unless_it_says_so() {
+fn upgrades_are_unsupported_by_default() {
     let cx = &mut Context::from_waker(Waker::noop());
     assert_eq!(Plain.poll_upgrade(cx, Upgrade::Tls), Poll::Ready(Err(TransportError::Unsupported)));
 }

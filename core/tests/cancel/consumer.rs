@@ -1,4 +1,4 @@
-//! The consumer's futures.
+//! The futures of a consumer.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -18,14 +18,14 @@ use crate::world::{Task, World, at_every_await, poll_times, runner_is_gone, topi
 const NSQD: u16 = 4150;
 const LOOKUPD: u16 = 4161;
 
-/// Messages that nsqd has, and how many of them may be in flight.
+/// The number of nsqd's messages, and of those that may be in flight.
 const ALL: usize = 20;
 const SLOTS: usize = 4;
 
 type Handle<'a> = consumer::Handle<'a, NoopRawMutex, World>;
 type Runner<'a, D = World> = consumer::Runner<'a, NoopRawMutex, D, World, 2, 1>;
 
-/// The nsqd that everything comes from.
+/// The nsqd that has all messages.
 struct Nsqd(Rc<RefCell<Server>>);
 
 impl Nsqd {
@@ -39,7 +39,7 @@ impl Nsqd {
     }
 }
 
-/// Runs `test` with a consumer that is told by an nsqlookupd of an nsqd with `messages`.
+/// Runs `test` with a consumer that finds an nsqd with `messages` through an nsqlookupd.
 fn with_consumer(
     world: &World,
     messages: usize,
@@ -59,7 +59,7 @@ fn with_dialer<D: Dialer>(
     let config = Config {
         heartbeat: Span::from_secs(60),
         backoff_base: Span::ZERO,
-        // For the model nsqd no time passes.
+        // The model nsqd has a constant time.
         requeue_base: Span::ZERO,
         max_attempts: 0,
         ..Config::new(topic("t"), ChannelName::new("c").unwrap())
@@ -83,7 +83,7 @@ fn with_dialer<D: Dialer>(
     nsqd.look(servers::Nsqd::assert_consistent);
 }
 
-/// Finishes whatever comes, and counts it.
+/// Finishes and counts all messages.
 async fn finish_all(handle: &Handle<'_>, count: &Cell<usize>) -> Infallible {
     loop {
         let message = handle.next().await;
@@ -92,7 +92,7 @@ async fn finish_all(handle: &Handle<'_>, count: &Cell<usize>) -> Infallible {
     }
 }
 
-/// Runs all until `done`; time passes when none has anything to do.
+/// Runs all tasks until `done`. Advances the time when none was woken.
 #[track_caller]
 fn run_until<T, U>(
     world: &World,
@@ -109,10 +109,10 @@ fn run_until<T, U>(
             world.advance();
         }
     }
-    panic!("it never ends");
+    panic!("the condition is never met");
 }
 
-/// The consumer still does what it is there for.
+/// Checks that the consumer still finishes all messages.
 #[track_caller]
 fn assert_consumes<T>(world: &World, handle: &Handle<'_>, nsqd: &Nsqd, run: &mut Task<'_, T>) {
     let count = Cell::new(0);
@@ -140,13 +140,13 @@ fn consumers_run_once() {
     });
 }
 
-/// Also in the middle of answers.
+/// The runner is dropped while answers are being sent, too.
 #[test]
 fn consumers_run_twice() {
     run_twice(|world| world);
 }
 
-/// Also with answers that are gathered.
+/// The same with a transport that gathers answers.
 #[test]
 fn consumers_run_buffered_twice() {
     run_twice(Gathering::<_, 50>);
@@ -173,7 +173,7 @@ fn run_twice<D: Dialer>(dialer: impl Fn(World) -> D) {
     }
 }
 
-/// Dropped at any poll, it has taken no message with it: nothing has to be delivered again.
+/// A dropped `next` takes no message with it: none has to be delivered again.
 #[test]
 fn next() {
     at_every_await(|world, k| {
@@ -194,7 +194,7 @@ fn next() {
     });
 }
 
-/// A message that is dropped with the task that had it comes again.
+/// A message that is dropped with its task is delivered again.
 #[test]
 fn messages_dropped_unanswered_are_requeued() {
     let world = World::new((1, 7));
@@ -212,8 +212,8 @@ fn messages_dropped_unanswered_are_requeued() {
 }
 
 #[test]
-fn tasks_get_messages_by_turns() {
-    // The last are more than can wait at a time.
+fn tasks_get_messages_in_turn() {
+    // The last number is more than there are slots for waiters.
     for tasks in [2, 3, WAITERS_MAX, WAITERS_MAX + 4] {
         let world = World::new((1, 100));
         with_consumer(&world, 600, |handle, mut runner, nsqd| {
@@ -280,8 +280,8 @@ fn event() {
     });
 }
 
-/// Dropped once it has begun, the consumer leaves all the same; also if the runner is dropped as
-/// well and run again. What it had is given back, answered late or not at all.
+/// A dropped `stop` that was polled still stops the consumer, even if the runner is dropped as well
+/// and run again. Its messages go back to nsqd; late answers fail.
 #[test]
 fn consumers_stop() {
     for before in [0, 1, 5, 12, 20, 30, 60] {

@@ -1,8 +1,8 @@
-//! Cancellation: each public future of `drive` is polled `k` times, dropped, and the world goes on,
-//! for every `k` until the future completes.
+//! Cancellation: each public future of `drive` is polled `k` times and dropped, for every `k` until
+//! the future completes; everything else must still work.
 //!
-//! The transport is pending `n` times before it does anything, and then writes only a few bytes,
-//! so that there is an await point everywhere. The servers are models that answer at once.
+//! Each call of the transport is pending `n` times, then takes only a few bytes, so that there is
+//! an await point everywhere. The servers are models that answer at once.
 
 #![cfg(feature = "async")]
 

@@ -1,4 +1,4 @@
-//! The node's futures.
+//! The futures of an nsqd.
 
 use std::cell::RefCell;
 use std::pin::pin;
@@ -17,21 +17,21 @@ use crate::servers::Server;
 use crate::world::{Door, Task, World, at_every_await, poll_times, runner_is_gone, topic};
 
 const LOOKUPD: u16 = 4160;
-/// Says of every topic that it has the channel `c` elsewhere.
+/// The HTTP port that lists the channel `c` for every topic.
 const CHANNELS: u16 = 4161;
 const SUBSCRIBER: u16 = 5000;
 
-/// Room for so many messages of a few bytes.
+/// The number of short messages that fit into the store.
 const ROOM: usize = 6;
 const STORE: usize = ROOM * nanonsq_core::nsqd::message_cost(4, 2) + 8;
 
-/// Messages in all.
+/// The number of all messages.
 const ALL: usize = 20;
 
 type Handle<'a> = nsqd::Handle<'a, NoopRawMutex, World>;
 type Runner<'a> = nsqd::Runner<'a, NoopRawMutex, Door, World, World, 2, 4, 2, 0, 1, 16>;
 
-/// What nsqlookupds are told of it.
+/// The description of the nsqd for nsqlookupds.
 pub(crate) const INFO: NodeInfo<'static> = NodeInfo {
     broadcast_address: "node",
     hostname: "node",
@@ -42,7 +42,7 @@ pub(crate) const INFO: NodeInfo<'static> = NodeInfo {
     version: "1",
 };
 
-/// Who else is there.
+/// The servers around the nsqd.
 struct Others {
     lookupd: Rc<RefCell<Server>>,
     subscriber: Rc<RefCell<Server>>,
@@ -65,14 +65,14 @@ impl Others {
         lookupd.listed.len()
     }
 
-    /// What the subscriber got.
+    /// Returns the bodies that the subscriber finished.
     fn finished(&self) -> Vec<String> {
         let Server::Subscriber(subscriber) = &*self.subscriber.borrow() else { unreachable!() };
         subscriber.finished.clone()
     }
 }
 
-/// Runs `test` with a node that one nsqlookupd is to list, and one client subscribes to.
+/// Runs `test` with an nsqd that registers at one nsqlookupd and has one subscriber.
 fn with_node(world: &World, test: impl FnOnce(&Handle<'_>, Runner<'_>, &Others)) {
     let others = Others {
         lookupd: world.serve(LOOKUPD, Server::lookupd()),
@@ -108,7 +108,7 @@ async fn publish_all(handle: &Handle<'_>, from: usize) {
     }
 }
 
-/// All messages come to the subscriber, and the nsqlookupd lists what there is.
+/// Checks that the subscriber gets all messages, and the nsqlookupd lists the topic and channel.
 #[track_caller]
 fn assert_delivers<T>(
     world: &World,
@@ -157,7 +157,7 @@ fn nodes_run_once() {
             let from = handle.counters().accepted as usize;
             let mut run = pin!(runner.run());
             assert_delivers(world, handle, others, from, &mut Task::new(run.as_mut()));
-            // What was in flight came again, and nothing else.
+            // Only messages in flight were delivered again.
             let counters = handle.counters();
             assert_eq!(counters.finished, ALL as u64);
             assert_eq!(counters.delivered, counters.finished + counters.returned);
@@ -166,8 +166,8 @@ fn nodes_run_once() {
     });
 }
 
-/// Wherever the runner is dropped while it connects and asks, and run again: the topic has the channel
-/// that it has elsewhere, or that failed; and it is not held for ever. The next one has it.
+/// Wherever the runner is dropped while it connects and asks, and then run again: the topic gets
+/// its channel of elsewhere, or the query failed, and is not held for ever. The next topic gets it.
 #[test]
 fn channels_are_asked_for() {
     at_every_await(|world, k| {
@@ -178,7 +178,7 @@ fn channels_are_asked_for() {
             let has = |depth| {
                 let look = handle.look(|node| {
                     let held = node.topics().find(|it| *it.name == u && it.asking);
-                    assert!(held.is_none_or(|it| it.depth == 1), "it is held, and flows");
+                    assert!(held.is_none_or(|it| it.depth == 1), "a held topic flows");
                     node.channels(&u).map(|channel| channel.depth).eq([depth])
                 });
                 look.unwrap()
@@ -186,10 +186,11 @@ fn channels_are_asked_for() {
             {
                 let mut run = pin!(runner.run());
                 let mut run = Task::new(run.as_mut());
-                let learnt = |node: &Nsqd<'_>| {
+                let has_channel = |node: &Nsqd<'_>| {
                     (node.channels(&u).next().is_some() && !node.is_asking()).then_some(())
                 };
-                completed = poll_times(world, k, pin!(handle.wait(learnt)), &mut run).is_some();
+                completed =
+                    poll_times(world, k, pin!(handle.wait(has_channel)), &mut run).is_some();
                 assert!(!completed || has(1));
             }
             runner_is_gone(world);
@@ -206,7 +207,8 @@ fn channels_are_asked_for() {
     });
 }
 
-/// Dropped while it waits for room, its message was not taken; those after it are not held up.
+/// A `publish` that is dropped while it waits for room publishes nothing, and does not hold up
+/// later messages.
 #[test]
 fn publish() {
     at_every_await(|world, k| {
@@ -235,8 +237,8 @@ fn publish() {
     });
 }
 
-/// Dropped once it has begun, the node is taken off the nsqlookupd's list and closes all the same;
-/// also if the runner is dropped as well and run again.
+/// A dropped `stop` that was polled still unregisters and closes the nsqd, even if the runner is
+/// dropped as well and run again.
 #[test]
 fn nodes_stop() {
     for before in [0, 1, 5, 12, 20, 30, 60] {
@@ -276,7 +278,7 @@ fn assert_stops<T>(world: &World, handle: &Handle<'_>, others: &Others, run: &mu
     world.run(&mut Task::new(stop.as_mut()), run);
     others.assert_listed(&[]);
     runner_is_gone(world);
-    // For good.
+    // The nsqd stays stopped.
     run.poll();
     runner_is_gone(world);
 }
@@ -303,9 +305,9 @@ fn event() {
     });
 }
 
-/// Whoever makes or deletes them, topics and channels are listed as long as they are there.
+/// Topics and channels are listed while they exist, whoever creates and deletes them.
 #[test]
-fn what_comes_and_goes_is_listed() {
+fn topics_and_channels_are_listed_while_they_exist() {
     let world = World::new((1, 7));
     with_node(&world, |handle, mut runner, others| {
         let mut run = pin!(runner.run());
@@ -313,14 +315,14 @@ fn what_comes_and_goes_is_listed() {
         assert_delivers(&world, handle, others, 0, &mut run);
         let channel = |name| ChannelName::new(name).unwrap();
         for round in 0..5 {
-            // More than the registry has room for, if it did not forget.
+            // Together more topics than the registration has room for.
             let name = format!("u{round}");
             let other = topic(&name);
             handle.create(&other, None).unwrap();
             handle.create(&other, Some(&channel("d"))).unwrap();
             handle.create(&topic("t"), Some(&channel("e"))).unwrap();
-            let (learnt, made) = (format!("{name} c"), format!("{name} d"));
-            let listed = ["t", "t c", "t e", &name, &learnt, &made];
+            let (found, created) = (format!("{name} c"), format!("{name} d"));
+            let listed = ["t", "t c", "t e", &name, &found, &created];
             until(&world, &mut run, || others.listed() == listed.len());
             others.assert_listed(&listed);
             handle.delete(&other, None).unwrap();
@@ -328,7 +330,7 @@ fn what_comes_and_goes_is_listed() {
             until(&world, &mut run, || others.listed() == 2);
             others.assert_listed(&["t", "t c"]);
         }
-        // Its subscriber is hung up on, and makes it again.
+        // The topic's subscriber is closed, and creates the topic again.
         while handle.try_event().is_some() {}
         handle.delete(&topic("t"), None).unwrap();
         let mut next = pin!(handle.event());
@@ -350,19 +352,19 @@ fn until<T>(world: &World, run: &mut Task<'_, T>, done: impl Fn() -> bool) {
             world.advance();
         }
     }
-    panic!("it never happens");
+    panic!("the condition is never met");
 }
 
-/// The registry has room for two topics, and one that was removed keeps its place until the
-/// nsqlookupd was told: the third waits for that, and the runner sleeps meanwhile.
+/// The registration has room for two topics, and a removed one keeps its slot until it is
+/// unregistered: the third waits for that, and the runner sleeps meanwhile.
 #[test]
-fn who_waits_for_room_to_be_listed_sleeps() {
+fn the_runner_sleeps_while_a_topic_waits_to_be_registered() {
     let world = World::new((0, 1000));
     with_node(&world, |handle, mut runner, others| {
         let mut run = pin!(runner.run());
         let mut run = Task::new(run.as_mut());
         let until_quiet = |run: &mut Task<'_, _>| (0..100).take_while(|_| run.poll()).count();
-        // The client subscribes to the other.
+        // The client subscribes to the other topic.
         handle.create(&topic("a"), None).unwrap();
         while others.listed() < 4 {
             if !run.poll() {
@@ -371,13 +373,13 @@ fn who_waits_for_room_to_be_listed_sleeps() {
         }
         until_quiet(&mut run);
         world.0.clogged.set(true);
-        // This is on its way, and all else behind it.
+        // This command is on its way, and all others wait behind it.
         handle.create(&topic("t"), Some(&ChannelName::new("d").unwrap())).unwrap();
         until_quiet(&mut run);
         handle.delete(&topic("a"), None).unwrap();
         handle.create(&topic("b"), None).unwrap();
         let polls = until_quiet(&mut run);
-        assert!(polls < 10, "woken {polls} times and more, while nothing can be done");
+        assert!(polls < 10, "woken at least {polls} times while nothing can be done");
         others.assert_listed(&["a", "a c", "t", "t c"]);
         world.unclog();
         until_quiet(&mut run);

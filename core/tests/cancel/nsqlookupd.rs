@@ -1,4 +1,4 @@
-//! The directory's futures.
+//! The futures of an nsqlookupd.
 
 use std::cell::RefCell;
 use std::pin::pin;
@@ -13,45 +13,46 @@ use crate::servers::Server;
 use crate::world::{Door, Task, World, at_every_await, poll_times, runner_is_gone, topic};
 
 const NODE: u16 = 5000;
-const ASKER: u16 = 5001;
+const HTTP_CLIENT: u16 = 5001;
 
-const REGISTERS: &[u8] = b"  V1IDENTIFY\n\0\0\0\x4f{\"broadcast_address\":\"node\",\
+const REGISTRATION: &[u8] = b"  V1IDENTIFY\n\0\0\0\x4f{\"broadcast_address\":\"node\",\
     \"tcp_port\":4150,\"http_port\":4151,\"version\":\"1.3.0\"}REGISTER t c\n";
-const ASKS: &[u8] = b"GET /ping HTTP/1.1\r\nHost: directory\r\n\r\n";
+const REQUEST: &[u8] = b"GET /ping HTTP/1.1\r\nHost: directory\r\n\r\n";
 
 type Handle<'a> = nsqlookupd::Handle<'a, NoopRawMutex, World>;
 type Runner<'a> = nsqlookupd::Runner<'a, NoopRawMutex, Door, World, 2, 1, 16>;
 
-/// Runs `test` with a directory at which a node registers, and somebody asks.
+/// Runs `test` with an nsqlookupd to which a node and an HTTP client connect.
 fn with_directory(world: &World, test: impl FnOnce(&Handle<'_>, Runner<'_>, &Rc<RefCell<Server>>)) {
-    world.serve(NODE, Server::Talker { says: REGISTERS, heard: Vec::new() });
-    let asker = world.serve(ASKER, Server::Talker { says: ASKS, heard: Vec::new() });
+    world.serve(NODE, Server::Talker { bytes: REGISTRATION, received: Vec::new() });
+    let http_client =
+        world.serve(HTTP_CLIENT, Server::Talker { bytes: REQUEST, received: Vec::new() });
     let config = Config::new();
     let mut resources = nsqlookupd::Resources::<_, 2, 4, 4, 1, 16>::new();
     let door = |port| Door(world.clone(), port);
     let ports = Ports {
         tcp: Port { slots: [door(Some(NODE)), door(None)], spare: Some(door(None)) },
-        http: Port { slots: [door(Some(ASKER))], spare: None },
+        http: Port { slots: [door(Some(HTTP_CLIENT))], spare: None },
     };
     let (handle, runner) = nsqlookupd::new(&mut resources, &config, ports, world.clone());
-    test(&handle, runner, &asker);
+    test(&handle, runner, &http_client);
 }
 
-/// The node comes to be listed, and who asks is answered.
+/// Checks that the node becomes listed, and the HTTP client gets its answer.
 #[track_caller]
 fn assert_serves<T>(
     world: &World,
     handle: &Handle<'_>,
-    asker: &Rc<RefCell<Server>>,
+    http_client: &Rc<RefCell<Server>>,
     run: &mut Task<'_, T>,
 ) {
-    // Only now the sessions learn that a runner before this one is gone.
+    // The first poll notifies the sessions that the previous runner is gone.
     run.poll();
     let mut listed = pin!(listed(handle));
     world.run(&mut Task::new(listed.as_mut()), run);
     for _ in 0..1000 {
-        let Server::Talker { heard, .. } = &*asker.borrow() else { unreachable!() };
-        if heard.ends_with(b"\r\n\r\nOK") {
+        let Server::Talker { received, .. } = &*http_client.borrow() else { unreachable!() };
+        if received.ends_with(b"\r\n\r\nOK") {
             return;
         }
         if !run.poll() {
@@ -74,7 +75,7 @@ async fn listed(handle: &Handle<'_>) {
 fn directories_run() {
     at_every_await(|world, k| {
         let mut completed = false;
-        with_directory(world, |handle, mut runner, asker| {
+        with_directory(world, |handle, mut runner, http_client| {
             {
                 let mut run = pin!(runner.run());
                 let mut run = Task::new(run.as_mut());
@@ -82,7 +83,7 @@ fn directories_run() {
             }
             runner_is_gone(world);
             let mut run = pin!(runner.run());
-            assert_serves(world, handle, asker, &mut Task::new(run.as_mut()));
+            assert_serves(world, handle, http_client, &mut Task::new(run.as_mut()));
         });
         completed
     });
@@ -94,7 +95,7 @@ fn directories_stop() {
         for runs_again in [false, true] {
             at_every_await(|world, k| {
                 let mut completed = false;
-                with_directory(world, |handle, mut runner, asker| {
+                with_directory(world, |handle, mut runner, http_client| {
                     {
                         let mut run = pin!(runner.run());
                         let mut run = Task::new(run.as_mut());
@@ -111,7 +112,7 @@ fn directories_stop() {
                     if k > 0 {
                         assert_stops(world, handle, &mut run);
                     } else {
-                        assert_serves(world, handle, asker, &mut run);
+                        assert_serves(world, handle, http_client, &mut run);
                     }
                 });
                 completed

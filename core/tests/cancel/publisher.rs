@@ -1,4 +1,4 @@
-//! The publisher's futures.
+//! The futures of a publisher.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -31,7 +31,7 @@ fn with_publisher(world: &World, ring: usize, test: impl FnOnce(Handle<'_>, Runn
     test(handle, runner);
 }
 
-/// Fills the outbox but for a little, and says with what.
+/// Fills the outbox except for a little room. Returns the bodies.
 fn fill_but_one(handle: Handle<'_>) -> Vec<String> {
     let bodies: Vec<_> = (0..5).map(|n| format!("message {n}")).collect();
     for body in &bodies {
@@ -40,7 +40,7 @@ fn fill_but_one(handle: Handle<'_>) -> Vec<String> {
     bodies
 }
 
-/// Fills the outbox, and says with what.
+/// Fills the outbox. Returns the bodies.
 fn fill(handle: Handle<'_>) -> Vec<String> {
     let mut bodies = Vec::new();
     loop {
@@ -52,11 +52,11 @@ fn fill(handle: Handle<'_>) -> Vec<String> {
     }
 }
 
-/// The publisher still does what it is there for: everything accepted, and one more, arrives.
-/// At least once, in order on each connection, with duplicates only where they were counted.
+/// Checks that all accepted messages and one more arrive: at least once, in order on each
+/// connection, and with no more duplicates than were counted.
 fn assert_delivers(world: &World, handle: Handle<'_>, mut runner: Runner<'_>, bodies: &[String]) {
     let last = handle.counters().accepted;
-    assert_eq!(last, bodies.len() as u64, "what was accepted");
+    assert_eq!(last, bodies.len() as u64, "all accepted messages");
     let topic = topic("last");
     let mut all = pin!(async {
         let ticket = handle.publish(&topic, b"last").await.unwrap();
@@ -75,10 +75,10 @@ fn assert_delivers(world: &World, handle: Handle<'_>, mut runner: Runner<'_>, bo
     let server = server.borrow();
     let Server::Nsqd(nsqd) = &*server else { unreachable!() };
     let stored = &nsqd.stored;
-    let wanted: BTreeSet<&str> = bodies.iter().map(String::as_str).chain(["last"]).collect();
+    let expected: BTreeSet<&str> = bodies.iter().map(String::as_str).chain(["last"]).collect();
     let got: BTreeSet<&str> = stored.iter().map(|(_, body)| body.as_str()).collect();
-    assert_eq!(got, wanted);
-    let duplicates = (stored.len() - wanted.len()) as u64;
+    assert_eq!(got, expected);
+    let duplicates = (stored.len() - expected.len()) as u64;
     assert!(duplicates <= counters.possible_duplicates, "{duplicates} {counters:?}");
     let place = |body: &str| bodies.iter().position(|b| b == body).unwrap_or(bodies.len());
     for pair in stored.windows(2) {
@@ -174,7 +174,7 @@ fn publish_with_a_deadline_that_passes() {
     });
 }
 
-/// Futures that only wait: dropped, they may be asked again.
+/// Futures that only wait: after one is dropped, another call works.
 fn waiting<T: PartialEq + std::fmt::Debug>(
     wait: impl AsyncFn(Handle<'_>, Ticket) -> T,
     expected: &T,
@@ -255,7 +255,7 @@ fn event() {
     });
 }
 
-/// Dropped once it has begun, the connection closes all the same; also if the runner is dropped as
+/// A dropped `stop` that was polled still closes the connection, even if the runner is dropped as
 /// well and run again.
 #[test]
 fn publishers_stop() {

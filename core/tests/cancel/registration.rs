@@ -1,4 +1,4 @@
-//! The lookup's futures.
+//! The futures of a registration.
 
 use std::cell::RefCell;
 use std::pin::pin;
@@ -19,7 +19,7 @@ const LOOKUPDS: [u16; 2] = [4160, 4260];
 type Node<'a> = registration::Handle<'a, NoopRawMutex, World, 2, 4, 4>;
 type NodeRunner<'a> = registration::Runner<'a, NoopRawMutex, World, World, 2, 4, 4>;
 
-/// Runs `test` with a node that is to be listed by two nsqlookupds.
+/// Runs `test` with a registration at two nsqlookupds.
 fn with_node(world: &World, test: impl FnOnce(&Node<'_>, NodeRunner<'_>, &Listed)) {
     let listed = Listed(LOOKUPDS.map(|port| world.serve(port, Server::lookupd())));
     let config = core_lookup::Config::new(NodeInfo {
@@ -53,9 +53,9 @@ impl Listed {
     }
 }
 
-/// Both nsqlookupds come to list what is wanted, also after a change.
+/// Checks that both nsqlookupds come to list what is registered, also after a change.
 fn assert_lists<T>(world: &World, node: &Node<'_>, listed: &Listed, run: &mut Task<'_, T>) {
-    // Only now the peers learn that a runner before this one is gone.
+    // The first poll notifies the peers that the previous runner is gone.
     run.poll();
     for names in [&["t", "t c", "u"][..], &["u", "v"]] {
         let mut settled = pin!(node.settled());
@@ -116,8 +116,8 @@ fn lookups_wait() {
     });
 }
 
-/// Dropped once it has begun, everything is unregistered all the same; also if the runner is
-/// dropped as well and run again. Configured again, the node is back.
+/// A dropped `stop` that was polled still unregisters everything, even if the runner is dropped as
+/// well and run again. After `configure` the node is registered again.
 #[test]
 fn lookups_stop() {
     for before in [0, 1, 7, 30, 100] {

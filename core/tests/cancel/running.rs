@@ -1,4 +1,4 @@
-//! Runners with several connections: each has a session of its own.
+//! Runners with several connections, each with its own session.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -20,9 +20,9 @@ use crate::servers::Server;
 use crate::world::{Door, Task, World, topic};
 
 const SUBSCRIBERS: [u16; 2] = [5000, 5001];
-const ASKER: u16 = 5002;
+const HTTP_CLIENT: u16 = 5002;
 const LOOKUPD: u16 = 4160;
-const ASKS: &[u8] = b"GET /stats?topic=t&format=json HTTP/1.1\r\nHost: node\r\n\r\n";
+const REQUEST: &[u8] = b"GET /stats?topic=t&format=json HTTP/1.1\r\nHost: node\r\n\r\n";
 const MESSAGES: usize = 40;
 
 type Node<'a> = nsqd::Handle<'a, NoopRawMutex, World>;
@@ -38,7 +38,7 @@ fn listed(server: &Rc<RefCell<Server>>) -> BTreeSet<String> {
     lookupd.listed.clone()
 }
 
-/// Runs until `done`; says how long that took, in ms.
+/// Runs until `done`. Returns how many milliseconds that took.
 #[track_caller]
 fn run_until<T>(world: &World, run: &mut Task<'_, T>, done: impl Fn() -> bool) -> u64 {
     let started = world.0.now.get();
@@ -50,14 +50,15 @@ fn run_until<T>(world: &World, run: &mut Task<'_, T>, done: impl Fn() -> bool) -
             world.advance();
         }
     }
-    panic!("it never comes to that");
+    panic!("the condition is never met");
 }
 
-/// Runs `test` with a node that has room for two clients and one over HTTP, with these callers.
+/// Runs `test` with an nsqd that has room for two clients and one HTTP client, which connect from
+/// these ports.
 fn with_node(
     world: &World,
     callers: [Option<u16>; 2],
-    asker: Option<u16>,
+    http_client: Option<u16>,
     test: impl FnOnce(&Node<'_>, NodeRunner<'_>),
 ) {
     world.serve(LOOKUPD, Server::lookupd());
@@ -73,7 +74,7 @@ fn with_node(
         &mut store,
         Ports {
             tcp: Port { slots: callers.map(door), spare: Some(door(None)) },
-            http: Port { slots: [door(asker)], spare: Some(door(None)) },
+            http: Port { slots: [door(http_client)], spare: Some(door(None)) },
         },
         nsqd::Dialers { lookupds: [world.clone()], channels: None },
         world.clone(),
@@ -83,11 +84,12 @@ fn with_node(
 }
 
 #[test]
-fn a_node_serves_its_clients_and_its_http_port_at_once() {
+fn an_nsqd_serves_its_clients_and_its_http_port_at_once() {
     let world = World::new((1, 7));
     let subscribers = SUBSCRIBERS.map(|port| world.serve(port, Server::subscriber()));
-    let asker = world.serve(ASKER, Server::Talker { says: ASKS, heard: Vec::new() });
-    with_node(&world, SUBSCRIBERS.map(Some), Some(ASKER), |handle, mut runner| {
+    let http_client =
+        world.serve(HTTP_CLIENT, Server::Talker { bytes: REQUEST, received: Vec::new() });
+    with_node(&world, SUBSCRIBERS.map(Some), Some(HTTP_CLIENT), |handle, mut runner| {
         let mut run = pin!(runner.run());
         let mut run = Task::new(run.as_mut());
         let publishes = async {
@@ -104,17 +106,17 @@ fn a_node_serves_its_clients_and_its_http_port_at_once() {
         all.sort();
         assert!(all.into_iter().eq((0..MESSAGES).map(|number| format!("{number:04}"))));
 
-        let heard = || {
-            let Server::Talker { heard, .. } = &*asker.borrow() else { unreachable!() };
-            String::from_utf8(heard.clone()).unwrap()
+        let received = || {
+            let Server::Talker { received, .. } = &*http_client.borrow() else { unreachable!() };
+            String::from_utf8(received.clone()).unwrap()
         };
-        run_until(&world, &mut run, || heard().contains("\"client_count\":2"));
-        assert!(heard().contains("\"topic_name\":\"t\""), "{}", heard());
+        run_until(&world, &mut run, || received().contains("\"client_count\":2"));
+        assert!(received().contains("\"topic_name\":\"t\""), "{}", received());
     });
 }
 
 #[test]
-fn what_a_node_has_no_longer_is_unlisted_at_once() {
+fn deleted_topics_and_channels_are_unregistered_at_once() {
     let world = World::new((0, 1000));
     with_node(&world, [None; 2], None, |handle, mut runner| {
         let server = world.0.servers.borrow()[&LOOKUPD].clone();
@@ -131,7 +133,7 @@ fn what_a_node_has_no_longer_is_unlisted_at_once() {
         handle.delete(&topic("t"), Some(&channel)).unwrap();
         let took = run_until(&world, &mut run, || listed(&server).len() == 1);
         assert_eq!(took, 0, "a channel");
-        // Both places are taken again.
+        // A new topic takes the free slot.
         handle.create(&topic("v"), None).unwrap();
         let took = run_until(&world, &mut run, || listed(&server).contains("v"));
         assert_eq!(took, 0, "another topic");
@@ -139,7 +141,7 @@ fn what_a_node_has_no_longer_is_unlisted_at_once() {
 }
 
 #[test]
-fn a_consumer_has_each_of_its_nsqds_in_turn() {
+fn a_consumer_connects_to_each_of_its_nsqds_in_turn() {
     let world = World::new((0, 1000));
     const NSQDS: [u16; 3] = [4150, 4152, 4154];
     let servers = NSQDS.map(|port| world.serve(port, Server::nsqd(3)));

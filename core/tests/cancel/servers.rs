@@ -9,35 +9,35 @@ use nanonsq_models::{nsqd, nsqlookupd};
 pub(crate) enum Server {
     Nsqd(Box<Nsqd>),
     Lookupd(Box<Lookupd>),
-    /// nsqlookupd's HTTP port, with what was asked so far.
+    /// The HTTP port of an nsqlookupd, with the request so far.
     Directory(Vec<u8>),
-    /// Calls, and says this; keeps what it hears.
+    /// Connects, sends `bytes`, and keeps the received bytes.
     Talker {
-        says: &'static [u8],
-        heard: Vec<u8>,
+        bytes: &'static [u8],
+        received: Vec<u8>,
     },
-    /// Calls, subscribes, and finishes all that it gets.
+    /// Connects, subscribes, and finishes all messages.
     Subscriber(Box<Subscriber>),
 }
 
 pub(crate) struct Subscriber {
     frames: wire::FrameDecoder,
     frame: Vec<u8>,
-    /// The bodies, in the order in which they came.
+    /// The bodies in the order of delivery.
     pub(crate) finished: Vec<String>,
 }
 
-/// An nsqd. Takes back what is in flight as soon as the connection is gone.
+/// An nsqd that requeues messages in flight as soon as their connection is gone.
 pub(crate) struct Nsqd {
     model: nsqd::Nsqd,
-    /// The connection that it has, or had last.
+    /// The present or last connection.
     connection: ConnId,
-    /// What was published, with the connection.
+    /// The published messages with their connections.
     pub(crate) stored: Vec<(ConnId, String)>,
-    /// How often each message was delivered.
+    /// The number of deliveries of each message.
     pub(crate) attempts: Vec<u16>,
     pub(crate) finished: BTreeSet<usize>,
-    /// How many messages were requeued, and how many were in flight when a connection ended.
+    /// The numbers of messages that were requeued, and that were in flight when a connection ended.
     pub(crate) requeued: usize,
     pub(crate) returned: usize,
 }
@@ -49,11 +49,11 @@ pub(crate) struct Lookupd {
     pub(crate) listed: BTreeSet<String>,
 }
 
-/// No time passes for them.
+/// The constant time of all servers.
 const NOW: u64 = 1;
 
 impl Server {
-    /// With messages that say their number, from 0.
+    /// Returns an nsqd with messages whose bodies are their numbers, from 0.
     pub(crate) fn nsqd(messages: usize) -> Self {
         let settings = nsqd::Settings { returns_at_once: true, ..nsqd::Settings::default() };
         let mut model = nsqd::Nsqd::new(settings);
@@ -100,14 +100,14 @@ impl Server {
                 subscriber.frames = wire::FrameDecoder::new(1024);
                 subscriber.frame.clear();
             }
-            Self::Talker { heard, .. } => heard.clear(),
+            Self::Talker { received, .. } => received.clear(),
         }
     }
 
-    /// What it says first.
+    /// Returns the first bytes that the server sends.
     pub(crate) fn greeting(&self) -> &'static [u8] {
         match self {
-            Self::Talker { says, .. } => says,
+            Self::Talker { bytes, .. } => bytes,
             Self::Subscriber(_) => b"  V2SUB t c\nRDY 2\n",
             Self::Nsqd(_) | Self::Lookupd(_) | Self::Directory(_) => b"",
         }
@@ -135,8 +135,8 @@ impl Server {
                 asked.extend(bytes);
                 if asked.ends_with(b"\r\n\r\n") { LISTING.into() } else { Vec::new() }
             }
-            Self::Talker { heard, .. } => {
-                heard.extend(bytes);
+            Self::Talker { received, .. } => {
+                received.extend(bytes);
                 Vec::new()
             }
             Self::Subscriber(subscriber) => subscriber.take(bytes),
@@ -172,14 +172,14 @@ fn number(body: &[u8]) -> usize {
     std::str::from_utf8(body).unwrap().parse().unwrap()
 }
 
-/// What a model says, unless it closes.
-fn said(out: Out) -> Vec<u8> {
-    let says = out.replies.into_iter().map(|(_, reply)| match reply {
-        Reply::Say(Kind::Refusal | Kind::Late, words) => panic!("{}", words.escape_ascii()),
+/// Returns the bytes that a model sends. Panics if it refuses or closes.
+fn sent(out: Out) -> Vec<u8> {
+    let bytes = out.replies.into_iter().map(|(_, reply)| match reply {
+        Reply::Say(Kind::Refusal | Kind::Late, error) => panic!("{}", error.escape_ascii()),
         Reply::Say(_, bytes) => bytes,
-        Reply::Close => panic!("it closes"),
+        Reply::Close => panic!("the server closes the connection"),
     });
-    says.flatten().collect()
+    bytes.flatten().collect()
 }
 
 impl Nsqd {
@@ -198,15 +198,15 @@ impl Nsqd {
             }
         }
         for (_, reply) in &out.replies {
-            // Behind a frame's head, a time, the attempts and an id is the body.
+            // The body follows a frame's head, a timestamp, the attempts and an id.
             if let Reply::Say(Kind::Message, frame) = reply {
                 self.attempts[number(&frame[34..])] += 1;
             }
         }
-        said(out)
+        sent(out)
     }
 
-    /// Each delivery had its reason, and everything is somewhere.
+    /// Checks that each delivery has its reason and no message is lost.
     #[track_caller]
     pub(crate) fn assert_consistent(&self) {
         let deliveries: usize = self.attempts.iter().copied().map(usize::from).sum();
@@ -221,7 +221,7 @@ impl Nsqd {
     }
 }
 
-/// nsqlookupd 1.3.0 knows one producer.
+/// The answer of nsqlookupd 1.3.0 with one producer.
 const LISTING: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n\
     X-Nsq-Content-Type: nsq; version=1.0\r\nContent-Length: 183\r\n\r\n\
     {\"channels\":[\"c\"],\"producers\":[{\"remote_address\":\"127.0.0.1:5000\",\
@@ -234,6 +234,6 @@ impl Lookupd {
         self.model.receive(self.connection, bytes, &mut out);
         let listed = self.model.listing(self.connection).unwrap_or_default();
         self.listed = listed.into_iter().map(|name| name.replace('/', " ")).collect();
-        said(out)
+        sent(out)
     }
 }

@@ -1,4 +1,4 @@
-//! Tasks, time, and a network of model servers.
+//! Tasks, a clock, and a network of model servers.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -18,10 +18,10 @@ use nanonsq_models::Wakes;
 
 use crate::servers::Server;
 
-/// How often the transport is pending before it does something, and how much it takes at a time.
+/// How often each call of the transport is pending, and how many bytes it then takes at most.
 const TRANSPORTS: [(usize, usize); 4] = [(0, 1000), (1, 1000), (3, 7), (0, 3)];
 
-/// A future as a task: polled only if it was woken, but for its first time.
+/// A future as a task: polled once, and then only after it was woken.
 pub(crate) struct Task<'f, T> {
     pub(crate) future: Pin<&'f mut dyn Future<Output = T>>,
     pub(crate) waker: (Arc<Wakes>, Waker),
@@ -33,7 +33,7 @@ impl<'f, T> Task<'f, T> {
         Self { future, waker: Wakes::woken(), done: None }
     }
 
-    /// Whether there was anything to do.
+    /// Polls the future if it was woken. Returns whether it was polled.
     pub(crate) fn poll(&mut self) -> bool {
         if self.done.is_some() || self.waker.0.take() == 0 {
             return false;
@@ -54,10 +54,10 @@ pub(crate) struct Inner {
     pub(crate) bite: usize,
     pub(crate) now: Cell<u64>,
     pub(crate) alarms: RefCell<Vec<(Instant, Waker)>>,
-    /// By port.
+    /// The servers by port.
     pub(crate) servers: RefCell<BTreeMap<u16, Rc<RefCell<Server>>>>,
     pub(crate) open: Cell<usize>,
-    /// No transport takes anything.
+    /// True while no transport takes bytes.
     pub(crate) clogged: Cell<bool>,
     writers: RefCell<Vec<Waker>>,
 }
@@ -76,16 +76,16 @@ impl World {
         }))
     }
 
-    /// Transports take what is written again.
+    /// Lets transports take bytes again.
     pub(crate) fn unclog(&self) {
         self.0.clogged.set(false);
         self.0.writers.take().into_iter().for_each(Waker::wake);
     }
 
-    /// Time goes on to the next alarm.
+    /// Advances the time to the next alarm.
     pub(crate) fn advance(&self) {
         let mut alarms = self.0.alarms.borrow_mut();
-        let next = alarms.iter().map(|alarm| alarm.0).min().expect("nothing will happen again");
+        let next = alarms.iter().map(|alarm| alarm.0).min().expect("no alarm is set");
         self.0.now.set(self.0.now.get().max(next.as_micros()));
         let now = self.now();
         alarms.retain(|(at, waker)| {
@@ -96,7 +96,7 @@ impl World {
         });
     }
 
-    /// Runs both until the first is done; time passes when neither has anything to do.
+    /// Runs both tasks until the first is done. Advances the time when neither was woken.
     #[track_caller]
     pub(crate) fn run<T, U>(&self, first: &mut Task<'_, T>, second: &mut Task<'_, U>) {
         for _ in 0..100_000 {
@@ -108,10 +108,10 @@ impl World {
                 self.advance();
             }
         }
-        panic!("it never ends");
+        panic!("the task never completes");
     }
 
-    /// Has a server listen.
+    /// Adds a server that listens at a port.
     pub(crate) fn serve(&self, port: u16, server: Server) -> Rc<RefCell<Server>> {
         let server = Rc::new(RefCell::new(server));
         self.0.servers.borrow_mut().insert(port, server.clone());
@@ -135,7 +135,7 @@ impl World {
     }
 }
 
-/// Pending a few times, then ready, again and again.
+/// Pending a few times, then ready, repeatedly.
 pub(crate) struct Slow {
     pub(crate) times: usize,
     pub(crate) left: usize,
@@ -163,7 +163,7 @@ pub(crate) struct Pipe {
     pub(crate) incoming: VecDeque<u8>,
     pub(crate) reader: Option<Waker>,
     pub(crate) slow: [Slow; 3],
-    /// By this side; then the other side does the same.
+    /// Closed by this side; the other side then closes as well.
     pub(crate) closed: bool,
 }
 
@@ -236,7 +236,8 @@ impl Dialer for World {
     }
 }
 
-/// Where the server of a port calls, whenever it is not there; nobody, without one.
+/// A listener to which the server of a port connects whenever it is not connected; with `None` no
+/// server connects.
 pub(crate) struct Door(pub(crate) World, pub(crate) Option<u16>);
 
 impl Listener for Door {
@@ -259,7 +260,7 @@ impl Sleep for World {
         if at <= self.now() {
             return Poll::Ready(());
         }
-        // One time for each task, the earliest, as embassy-time has it.
+        // One alarm for each task, the earliest, like embassy-time.
         let mut alarms = self.0.alarms.borrow_mut();
         match alarms.iter_mut().find(|(_, waker)| waker.will_wake(cx.waker())) {
             Some(alarm) => alarm.0 = alarm.0.min(at),
@@ -269,20 +270,20 @@ impl Sleep for World {
     }
 }
 
-/// The other side sees it.
+/// Checks that no transport is left open.
 pub(crate) fn runner_is_gone(world: &World) {
     assert_eq!(world.0.open.get(), 0, "a transport outlives its runner");
 }
 
-/// Polls `future` at most `k` times, whether woken or not, and the runner once in between; time
-/// passes when the runner has nothing to do. Says whether the future completed.
+/// Polls `future` at most `k` times, whether woken or not, and the runner in between. Advances the
+/// time when the runner was not woken. Returns the future's output if it completed.
 pub(crate) fn poll_times<T>(
     world: &World,
     k: usize,
     mut future: Pin<&mut impl Future<Output = T>>,
     runner: &mut Task<'_, impl Sized>,
 ) -> Option<T> {
-    // One of its own: state machines tell tasks apart by it.
+    // A waker of its own, by which state machines distinguish tasks.
     let (_, waker) = Wakes::new();
     for _ in 0..k {
         if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
@@ -295,11 +296,11 @@ pub(crate) fn poll_times<T>(
     None
 }
 
-/// Calls `test` with every number of polls until it says that the future completed.
+/// Calls `test` with every number of polls until it returns that the future completed.
 pub(crate) fn at_every_await(mut test: impl FnMut(&World, usize) -> bool) {
     for transport in TRANSPORTS {
         let completed = (0..2000).any(|k| test(&World::new(transport), k));
-        assert!(completed, "never completes with {transport:?}");
+        assert!(completed, "the future never completes with {transport:?}");
     }
 }
 

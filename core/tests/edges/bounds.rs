@@ -1,4 +1,4 @@
-//! Settings and tables at their bounds: the last value that is taken, and the first that is not.
+//! Settings and tables at their bounds: the last accepted value, and the first rejected one.
 
 use nanonsq_core::address::Address;
 use nanonsq_core::consumer::{self, Consumer};
@@ -10,7 +10,7 @@ use nanonsq_core::session::Session;
 use nanonsq_core::session::reject::{Protocol, Reject};
 use nanonsq_core::time::Span;
 
-use crate::{at, said};
+use crate::{at, written};
 
 fn addresses(count: usize) -> Vec<Address> {
     (0..count).map(|n| format!("nsqd{n}:4150").parse().unwrap()).collect()
@@ -21,7 +21,7 @@ fn ms(ms: u32) -> Span {
 }
 
 #[test]
-fn a_publishers_settings() {
+fn bounds_of_a_publishers_settings() {
     let made = |heartbeat, nsqds, ring| {
         let config = publisher::Config { heartbeat, ..publisher::Config::new() };
         let (nsqds, mut ring) = (addresses(nsqds), vec![0; ring]);
@@ -55,7 +55,7 @@ fn consumer<const CONNECTIONS: usize>(
 }
 
 #[test]
-fn a_consumers_settings() {
+fn bounds_of_a_consumers_settings() {
     use consumer::ConfigError;
     let made = |change: &dyn Fn(&mut consumer::Config<'static>)| {
         let mut config = consume_config();
@@ -64,28 +64,28 @@ fn a_consumers_settings() {
     };
     for (heartbeat, taken) in [(999, false), (1000, true), (60_000, true), (60_001, false)] {
         let bad = Err(ConfigError::Heartbeat { ms: heartbeat });
-        let heard = made(&|config| config.heartbeat = ms(heartbeat));
-        assert_eq!(heard, if taken { Ok(()) } else { bad });
+        let result = made(&|config| config.heartbeat = ms(heartbeat));
+        assert_eq!(result, if taken { Ok(()) } else { bad });
     }
     for (timeout, taken) in [(999, false), (1000, true)] {
         let bad = Err(ConfigError::MsgTimeout { ms: timeout });
-        let heard = made(&|config| config.msg_timeout = Some(ms(timeout)));
-        assert_eq!(heard, if taken { Ok(()) } else { bad });
+        let result = made(&|config| config.msg_timeout = Some(ms(timeout)));
+        assert_eq!(result, if taken { Ok(()) } else { bad });
     }
     for (rate, taken) in [(0, true), (99, true), (100, false)] {
         let bad = Err(ConfigError::SampleRate { percent: rate });
-        let heard = made(&|config| config.sample_rate = rate);
-        assert_eq!(heard, if taken { Ok(()) } else { bad });
+        let result = made(&|config| config.sample_rate = rate);
+        assert_eq!(result, if taken { Ok(()) } else { bad });
     }
     for (held, taken) in [(0, true), (24, false), (25, true), (30_000, true), (30_001, false)] {
         let bad = Err(ConfigError::OutputBufferTimeout { ms: held });
-        let heard = made(&|config| config.output_buffer_timeout = Some(ms(held)));
-        assert_eq!(heard, if taken { Ok(()) } else { bad });
+        let result = made(&|config| config.output_buffer_timeout = Some(ms(held)));
+        assert_eq!(result, if taken { Ok(()) } else { bad });
     }
 }
 
 #[test]
-fn a_consumers_tables() {
+fn bounds_of_a_consumers_tables() {
     use consumer::ConfigError;
     let config = consume_config();
     assert_eq!(consumer::<0>(&config, 1, 1000), Err(ConfigError::Connections { count: 0 }));
@@ -107,7 +107,7 @@ fn a_consumers_tables() {
 }
 
 #[test]
-fn a_nodes_settings() {
+fn bounds_of_an_nsqds_settings() {
     let limits = nsqd::Config::new().limits;
     let made = |config: &nsqd::Config<'_>| {
         let mut storage = nsqd::Storage::<1, 1, 2, 1>::new();
@@ -128,7 +128,7 @@ fn a_nodes_settings() {
 }
 
 #[test]
-fn tables_say_how_long_they_are() {
+fn indexes_end_with_the_tables() {
     let config = nsqlookupd::Config::new();
     let mut storage = nsqlookupd::Storage::<3, 1, 1, 2>::new();
     let mut directory = Nsqlookupd::new(&config, &mut storage);
@@ -145,20 +145,20 @@ fn tables_say_how_long_they_are() {
     }
 }
 
-/// Only a driver that offers the rest again can hold a node.
+/// Only a driver that calls `take` and offers the rest again can hold a client.
 #[test]
-fn a_directory_that_is_given_all_at_once_says_if_it_did_not_take_it() {
+fn receive_of_an_nsqlookupd_fails_if_it_cannot_take_all_bytes() {
     let config = nsqlookupd::Config::new();
     let mut storage = nsqlookupd::Storage::<1, 1, 1, 1>::new();
     let mut directory = Nsqlookupd::new(&config, &mut storage);
     let mut client = directory.client(0).unwrap();
     client.open(at(1));
     assert_eq!(client.receive(at(1), b"  V1PING\n"), Ok(()));
-    // The answer to IDENTIFY is to be written first.
-    let asks = b"IDENTIFY\n\0\0\0\x4f{\"broadcast_address\":\"node\",\
+    // The response to IDENTIFY has to be written first.
+    let identify = b"IDENTIFY\n\0\0\0\x4f{\"broadcast_address\":\"node\",\
         \"tcp_port\":4150,\"http_port\":4151,\"version\":\"1.3.0\"}PING\n";
-    said(&mut client, at(1));
-    assert!(client.receive(at(1), asks).is_err());
+    written(&mut client, at(1));
+    assert!(client.receive(at(1), identify).is_err());
     let mut session = directory.http(0).unwrap();
     session.open(at(1));
     let ask = b"GET /ping HTTP/1.1\r\nHost: h\r\n\r\n";
@@ -167,36 +167,36 @@ fn a_directory_that_is_given_all_at_once_says_if_it_did_not_take_it() {
 }
 
 #[test]
-fn a_directory_knows_who_registered_what() {
+fn an_nsqlookupd_knows_the_registrations_of_each_client() {
     let config = nsqlookupd::Config::new();
     let mut storage = nsqlookupd::Storage::<2, 2, 4, 1>::new();
     let mut directory = Nsqlookupd::new(&config, &mut storage);
     for (index, channel) in ["one", "two"].into_iter().enumerate() {
-        let says = format!(
+        let commands = format!(
             "  V1IDENTIFY\n\0\0\0\x4f{{\"broadcast_address\":\"nod{index}\",\
             \"tcp_port\":4150,\"http_port\":4151,\"version\":\"1.3.0\"}}REGISTER t {channel}\n"
         );
         let mut client = directory.client(index).unwrap();
         client.accepted(at(1), ([10, 0, 0, index as u8], 5000).into());
-        let mut left = says.as_bytes();
+        let mut left = commands.as_bytes();
         while !left.is_empty() {
             left = &left[client.take(at(1), left)..];
-            said(&mut client, at(1));
+            written(&mut client, at(1));
         }
     }
     let topic = TopicName::new("t").unwrap();
-    for (index, name, is) in
+    for (index, name, expected) in
         [(0, "one", true), (0, "two", false), (1, "one", false), (1, "two", true)]
     {
         let channel = ChannelName::new(name).unwrap();
-        assert_eq!(directory.has_channel(index, &topic, &channel), is, "{index} {name}");
+        assert_eq!(directory.has_channel(index, &topic, &channel), expected, "{index} {name}");
         assert!(directory.has_topic(index, &topic));
     }
 }
 
-/// go-nsq writes its magic by itself: an answer before it is one too early.
+/// go-nsq writes its magic separately: an answer before the magic would be too early.
 #[test]
-fn who_is_turned_away_has_said_its_magic_first() {
+fn a_rejected_client_gets_its_answer_after_its_magic() {
     for protocol in [Protocol::V1, Protocol::V2] {
         let mut busy = Reject::new(protocol);
         busy.open(at(1000));
@@ -205,11 +205,11 @@ fn who_is_turned_away_has_said_its_magic_first() {
             assert!(busy.transmit(at(1000)).is_empty(), "{protocol:?}");
         }
         busy.receive(at(1000), b"2").unwrap();
-        assert_eq!(said(&mut busy, at(1000)), protocol.refusal());
+        assert_eq!(written(&mut busy, at(1000)), protocol.refusal());
     }
     let mut busy = Reject::new(Protocol::Http);
     busy.open(at(1000));
-    assert!(busy.transmit(at(1000)).is_empty(), "it would be taken for a mistake");
+    assert!(busy.transmit(at(1000)).is_empty(), "not before the request");
     busy.receive(at(1000), b"G").unwrap();
-    assert_eq!(said(&mut busy, at(1000)), Protocol::Http.refusal());
+    assert_eq!(written(&mut busy, at(1000)), Protocol::Http.refusal());
 }

@@ -1,4 +1,4 @@
-//! A node over HTTP.
+//! An nsqd over HTTP.
 
 use nanonsq_core::http::{BUFFER, DISCARD_MAX};
 use nanonsq_core::name::TopicName;
@@ -7,7 +7,7 @@ use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::Instant;
 use nanonsq_core::wire::nsqd::Limits;
 
-use crate::{at, said};
+use crate::{at, written};
 
 const NOW: Instant = at(60_000);
 
@@ -31,13 +31,13 @@ impl Rig {
         Self { node }
     }
 
-    /// The body of an answer, behind its status if that is not 200.
+    /// Returns the body of an answer, after its status unless that is 200.
     fn ask(&mut self, request: &str, body: &[u8]) -> String {
         let head = format!("{request} HTTP/1.0\r\nContent-Length: {}\r\n\r\n", body.len());
         let mut session = self.node.http(0).unwrap();
         session.open(NOW);
         session.receive(NOW, &[head.as_bytes(), body].concat()).unwrap();
-        let answer = String::from_utf8(said(&mut session, NOW)).unwrap();
+        let answer = String::from_utf8(written(&mut session, NOW)).unwrap();
         session.closed(NOW, Closed::Local);
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let status = head.strip_prefix("HTTP/1.0 ").unwrap().split(' ').next().unwrap();
@@ -50,7 +50,7 @@ impl Rig {
 }
 
 #[test]
-fn as_many_nsqlookupds_as_there_is_room_for() {
+fn nsqlookupds_that_do_not_fit_are_an_error() {
     const HTTP: HttpConfig<'_> = HttpConfig::new();
     let three = ["a:1", "b:1", "c:1"].map(|address| address.parse().unwrap());
     for (given, taken) in [(0, true), (1, true), (2, true), (3, false)] {
@@ -63,27 +63,27 @@ fn as_many_nsqlookupds_as_there_is_room_for() {
 }
 
 #[test]
-fn a_message_may_be_as_long_as_the_longest() {
+fn a_message_may_have_max_msg_size_bytes_and_no_more() {
     let limits = Limits { max_msg_size: 300, ..Limits::NSQD };
     let line = |len| [vec![b'x'; len], vec![b'\n']].concat();
     let record = |len: u32| [&len.to_be_bytes()[..], &vec![b'x'; len as usize]].concat();
     let binary = |len| [&1u32.to_be_bytes()[..], &record(len)].concat();
     for (len, taken) in [(300, true), (301, false)] {
         let mut rig = Rig::new(limits);
-        let said = rig.ask("POST /mpub?topic=t", &line(len));
-        assert_eq!(said == "OK", taken, "{said}");
+        let answer = rig.ask("POST /mpub?topic=t", &line(len));
+        assert_eq!(answer == "OK", taken, "{answer}");
         assert_eq!(rig.depth(), taken.into());
         let mut rig = Rig::new(limits);
-        let said = rig.ask("POST /mpub?topic=t&binary=true", &binary(len as u32));
-        assert_eq!(said == "OK", taken, "{said}");
+        let answer = rig.ask("POST /mpub?topic=t&binary=true", &binary(len as u32));
+        assert_eq!(answer == "OK", taken, "{answer}");
         let mut rig = Rig::new(limits);
-        let said = rig.ask("POST /pub?topic=t", &vec![b'x'; len]);
-        assert_eq!(said == "OK", taken, "{said}");
+        let answer = rig.ask("POST /pub?topic=t", &vec![b'x'; len]);
+        assert_eq!(answer == "OK", taken, "{answer}");
     }
 }
 
 #[test]
-fn a_batch_is_of_lines_unless_it_is_said_to_be_binary() {
+fn a_batch_has_lines_unless_it_is_binary() {
     for (query, count) in [("", 2), ("&binary=false", 2), ("&binary=0", 2)] {
         let mut rig = Rig::new(Limits::NSQD);
         assert_eq!(rig.ask(&format!("POST /mpub?topic=t{query}"), b"one\ntwo\n"), "OK");
@@ -106,8 +106,8 @@ fn a_list_of_nsqlookupds_is_a_list_of_addresses_or_null() {
     let both = r#"["a:1","[::1]:2"]"#;
     assert_eq!(rig.ask(get, b""), both);
     for bad in ["[null]", "[[]]", "[{}]", "[1]", "{}", "1", "[", r#"["a"]"#, r#""a:1""#] {
-        let said = rig.ask(set, bad.as_bytes());
-        assert!(said.starts_with("400"), "{bad}: {said}");
+        let answer = rig.ask(set, bad.as_bytes());
+        assert!(answer.starts_with("400"), "{bad}: {answer}");
         assert_eq!(rig.ask(get, b""), both, "{bad}");
     }
     assert!(!rig.ask(set, b"null").starts_with('4'));
@@ -148,29 +148,29 @@ fn a_clients_name_may_have_spaces() {
     while !input.is_empty() {
         let taken = client.take(NOW, &input);
         input.drain(..taken);
-        said(&mut client, NOW);
+        written(&mut client, NOW);
     }
     assert_eq!(rig.node.topics().next().unwrap().name, &TopicName::new("t").unwrap());
     let stats = rig.ask("GET /stats", b"");
     assert!(stats.contains("[V2 h:5000 one two/3 "), "{stats}");
 }
 
-/// Only a driver that offers the rest again can hold a client.
+/// Only a driver that calls `take` and offers the rest again can hold a client.
 #[test]
-fn who_gives_all_at_once_is_told_if_it_was_not_taken() {
+fn receive_of_an_http_session_fails_if_it_cannot_take_all_bytes() {
     let mut rig = Rig::new(Limits::NSQD);
     let mut session = rig.node.http(0).unwrap();
     session.open(NOW);
     assert_eq!(session.receive(NOW, b"GET /ping HTTP/1.1\r\nHost: h\r\n\r\n"), Ok(()));
-    // The answer is not written yet: another request is more than there is room for.
+    // The answer is not written yet, so there is no room for another request.
     let more = b"GET /ping HTTP/1.1\r\nHost: h\r\n\r\n".repeat(9);
     assert!(session.receive(NOW, &more).is_err());
-    assert!(session.transmit(NOW).is_empty(), "it is over");
+    assert!(session.transmit(NOW).is_empty(), "the connection is over");
 }
 
 #[test]
 fn a_binary_batch_may_have_as_many_messages_as_fit() {
-    // A count, and 20 messages of a byte.
+    // 104 bytes: a count, and 20 messages of one byte.
     let limits = Limits { max_body_size: 104, ..Limits::NSQD };
     let batch = |count: u32, messages: u32| {
         let record = |_| b"\0\0\0\x01x";
@@ -182,19 +182,19 @@ fn a_binary_batch_may_have_as_many_messages_as_fit() {
     assert_eq!(rig.ask(mpub, &batch(20, 20)), "OK");
     assert_eq!(rig.depth(), 20);
     for (count, messages) in [(0, 0), (0, 20), (21, 20), (u32::MAX, 1)] {
-        let said = rig.ask(mpub, &batch(count, messages));
-        assert!(said.starts_with("413 ") && said.contains("BAD_BODY"), "{count}: {said}");
+        let answer = rig.ask(mpub, &batch(count, messages));
+        assert!(answer.starts_with("413 ") && answer.contains("BAD_BODY"), "{count}: {answer}");
     }
-    let said = rig.ask(mpub, &batch(20, 21));
-    assert!(said.starts_with("413 ") && said.contains("BODY_TOO_BIG"), "{said}");
-    // As lines, too.
+    let answer = rig.ask(mpub, &batch(20, 21));
+    assert!(answer.starts_with("413 ") && answer.contains("BODY_TOO_BIG"), "{answer}");
+    // The same bound for lines.
     assert_eq!(rig.ask("POST /mpub?topic=t", &[b'x'; 104]), "OK");
     assert!(rig.ask("POST /mpub?topic=t", &[b'x'; 105]).starts_with("413 "));
     assert_eq!(rig.depth(), 21);
 }
 
 #[test]
-fn a_body_that_nobody_wants_is_passed_over_up_to_its_bound() {
+fn an_unused_body_is_discarded_up_to_its_bound() {
     for (len, taken) in [(DISCARD_MAX, true), (DISCARD_MAX + 1, false)] {
         let mut rig = Rig::new(Limits::NSQD);
         let mut session = rig.node.http(0).unwrap();
@@ -202,14 +202,14 @@ fn a_body_that_nobody_wants_is_passed_over_up_to_its_bound() {
         let head = format!("POST /topic/create?topic=t HTTP/1.0\r\nContent-Length: {len}\r\n\r\n");
         session.take(NOW, head.as_bytes());
         session.take(NOW, &vec![b'x'; len as usize]);
-        let answer = said(&mut session, NOW);
+        let answer = written(&mut session, NOW);
         assert_eq!(answer.starts_with(b"HTTP/1.0 200 "), taken);
-        assert_eq!(rig.node.topics().count(), taken.into(), "nothing is done for what is refused");
+        assert_eq!(rig.node.topics().count(), taken.into(), "a refused request creates no topic");
     }
 }
 
 #[test]
-fn a_length_is_made_of_digits() {
+fn a_content_length_has_only_digits() {
     for (length, status) in [("1", "200"), ("01", "200"), ("1:", "400"), ("1/", "400"), ("", "400")]
     {
         let mut rig = Rig::new(Limits::NSQD);
@@ -218,7 +218,7 @@ fn a_length_is_made_of_digits() {
         let head = format!("POST /pub?topic=t HTTP/1.0\r\nContent-Length: {length}\r\n\r\n");
         session.take(NOW, head.as_bytes());
         session.take(NOW, b"x");
-        let answer = String::from_utf8(said(&mut session, NOW)).unwrap();
+        let answer = String::from_utf8(written(&mut session, NOW)).unwrap();
         assert_eq!(answer.get(9..12), Some(status), "{length}: {answer}");
     }
 }
@@ -229,21 +229,21 @@ fn a_list_of_nsqlookupds_may_fill_the_buffer_and_no_more() {
     for (len, taken) in [(BUFFER, true), (BUFFER + 1, false)] {
         let mut rig = Rig::new(Limits::NSQD);
         let list = format!("{:len$}", r#"["a:1"]"#);
-        let said = rig.ask(set, list.as_bytes());
-        assert_eq!(!said.starts_with('4'), taken, "{said}");
+        let answer = rig.ask(set, list.as_bytes());
+        assert_eq!(!answer.starts_with('4'), taken, "{answer}");
     }
-    // The beginning of an address is another address.
+    // An address that is cut off would be another address.
     let mut rig = Rig::new(Limits::NSQD);
     let host = "h".repeat(95);
     for (text, taken) in [(format!("{host}:00000001"), true), (format!("{host}:000000019"), false)]
     {
-        let said = rig.ask(set, format!(r#"["{text}"]"#).as_bytes());
-        assert_eq!(!said.starts_with('4'), taken, "{said}");
+        let answer = rig.ask(set, format!(r#"["{text}"]"#).as_bytes());
+        assert_eq!(!answer.starts_with('4'), taken, "{answer}");
     }
 }
 
 #[test]
-fn who_says_nothing_over_http_is_closed_when_its_time_is_over() {
+fn an_idle_http_connection_is_closed_after_its_timeout() {
     let mut rig = Rig::new(Limits::NSQD);
     assert_eq!(rig.node.http_clients(), 1);
     let mut session = rig.node.http(0).unwrap();
@@ -256,21 +256,21 @@ fn who_says_nothing_over_http_is_closed_when_its_time_is_over() {
 }
 
 impl Rig {
-    /// A client that calls from there says this, and reads what it is told.
-    fn calls(&mut self, index: usize, port: u16, says: &[u8]) {
+    /// Connects a client from `port` that sends `bytes` and reads all responses.
+    fn connect(&mut self, index: usize, port: u16, bytes: &[u8]) {
         let mut client = self.node.client(index).unwrap();
         client.accepted(NOW, ([10, 0, 0, 1], port).into());
-        let mut input = says.to_vec();
+        let mut input = bytes.to_vec();
         while !input.is_empty() {
             let taken = client.take(NOW, &input);
             input.drain(..taken);
-            said(&mut client, NOW);
+            written(&mut client, NOW);
         }
     }
 }
 
 #[test]
-fn stats_list_everything_once_where_it_belongs() {
+fn stats_list_each_channel_and_client_once() {
     let mut rig = Rig::new(Limits::NSQD);
     let text = rig.ask("GET /stats", b"");
     assert!(text.contains("\nTopics: None\n"), "{text}");
@@ -278,10 +278,10 @@ fn stats_list_everything_once_where_it_belongs() {
         rig.ask(&format!("POST /topic/create?topic={topic}"), b"");
         rig.ask(&format!("POST /channel/create?topic={topic}&channel={channel}"), b"");
     }
-    rig.calls(0, 5000, b"  V2SUB t y\n");
+    rig.connect(0, 5000, b"  V2SUB t y\n");
     let ask = br#"{"client_id":"me","hostname":"h"}"#;
     let identify = [b"  V2IDENTIFY\n\0\0\0", &[ask.len() as u8][..], ask, b"SUB u a\n"].concat();
-    rig.calls(1, 5001, &identify);
+    rig.connect(1, 5001, &identify);
     for (request, before) in
         [("GET /stats?format=json", "\"channel_name\":\""), ("GET /stats", " [")]
     {
@@ -294,7 +294,7 @@ fn stats_list_everything_once_where_it_belongs() {
     assert_eq!(json.matches("10.0.0.1:5000").count(), 1, "{json}");
     assert_eq!(json.matches("10.0.0.1:5001").count(), 1, "{json}");
     assert!(json.contains("\"client_id\":\"me\""), "{json}");
-    assert!(json.contains("\"client_id\":\"10.0.0.1\""), "who did not say: {json}");
+    assert!(json.contains("\"client_id\":\"10.0.0.1\""), "a client without IDENTIFY: {json}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Edges that nothing else comes to by itself: what is exactly full, exactly due, half written, or
-//! said at the wrong moment.
+//! Edge cases that other tests do not reach by themselves: tables exactly full, deadlines exactly
+//! due, bytes half written, or frames at the wrong moment.
 
 mod bounds;
 mod consumer;
@@ -16,7 +16,7 @@ mod wire;
 mod sessions;
 
 use nanonsq_core::time::Instant;
-use sessions::{frame, message, said};
+use sessions::{frame, message, written};
 
 const fn at(ms: u64) -> Instant {
     Instant::from_millis(ms)

@@ -1,4 +1,4 @@
-//! A node's queues: who has to look again, who gets the last places, what is exactly too much.
+//! An nsqd's queues: when clients are woken, which client gets the last entries, and exact bounds.
 
 use std::sync::Mutex;
 
@@ -10,7 +10,7 @@ use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::nsqd::{FrameDecoder, FrameType, Message};
 
-use crate::{at, said};
+use crate::{at, written};
 
 const NOW: Instant = at(1000);
 
@@ -22,7 +22,7 @@ fn channel(name: &str) -> ChannelName {
     ChannelName::new(name).unwrap()
 }
 
-/// A node with three clients and four places in flight in each channel.
+/// An nsqd with three clients and four in-flight entries in each channel.
 struct Rig {
     node: Nsqd<'static>,
 }
@@ -35,20 +35,20 @@ impl Rig {
         let mut rig = Self { node: Nsqd::new(config, storage, store).unwrap() };
         for index in 0..3 {
             rig.node.client(index).unwrap().open(NOW);
-            rig.say(index, b"  V2");
+            rig.send(index, b"  V2");
         }
         rig
     }
 
     #[track_caller]
-    fn say(&mut self, index: usize, bytes: impl AsRef<[u8]>) {
+    fn send(&mut self, index: usize, bytes: impl AsRef<[u8]>) {
         let bytes = bytes.as_ref();
         assert_eq!(self.node.client(index).unwrap().take(NOW, bytes), bytes.len());
     }
 
-    /// The frames' data; of messages their bodies.
+    /// Returns the data of the client's frames; for a message its body.
     fn frames(&mut self, index: usize) -> Vec<String> {
-        let bytes = said(&mut self.node.client(index).unwrap(), NOW);
+        let bytes = written(&mut self.node.client(index).unwrap(), NOW);
         let mut frames = FrameDecoder::new(1 << 20);
         let mut input = &bytes[..];
         let mut all = Vec::new();
@@ -63,10 +63,10 @@ impl Rig {
         all
     }
 
-    /// Subscribes, and has seen that there is nothing.
+    /// Subscribes a client that finds no message.
     #[track_caller]
     fn subscribe(&mut self, index: usize, channel: &str, rdy: u32) {
-        self.say(index, format!("SUB t {channel}\nRDY {rdy}\n"));
+        self.send(index, format!("SUB t {channel}\nRDY {rdy}\n"));
         assert_eq!(self.frames(index), ["OK"]);
         assert_eq!(self.frames(index), [""; 0]);
     }
@@ -79,14 +79,14 @@ impl Rig {
         format!("{:08x}{number:08x}", self.node.config().boot)
     }
 
-    /// Whether anybody has to look again since `f`.
+    /// Returns whether `f` changes the version, which wakes clients.
     fn wakes(&mut self, f: impl FnOnce(&mut Self)) -> bool {
         let before = self.node.version();
         f(self);
         self.node.version() != before
     }
 
-    /// The one message that a client writes in one go.
+    /// Writes at most one message to a client. Returns the number of bytes.
     fn step(&mut self, index: usize) -> usize {
         let mut client = self.node.client(index).unwrap();
         let n = client.transmit(NOW).len();
@@ -96,45 +96,45 @@ impl Rig {
 }
 
 #[test]
-fn who_takes_one_of_several_messages_has_the_others_look() {
+fn a_delivery_wakes_nobody_without_another_client_of_the_channel() {
     let mut rig = Rig::new(Config::new(), 4096);
     rig.subscribe(0, "c", 4);
     for body in ["a", "b", "c"] {
         rig.put(body);
     }
-    // Alone.
+    // The client is alone.
     assert!(!rig.wakes(|rig| assert!(rig.step(0) > 0)));
     rig.subscribe(1, "other", 4);
-    assert!(!rig.wakes(|rig| assert!(rig.step(0) > 0)), "who reads another channel");
+    assert!(!rig.wakes(|rig| assert!(rig.step(0) > 0)), "the other client reads another channel");
     assert_eq!(rig.frames(0), ["c"]);
 }
 
 #[test]
-fn of_several_clients_each_is_told_of_what_the_first_left() {
+fn a_delivery_wakes_the_other_clients_for_the_next_message() {
     let mut rig = Rig::new(Config::new(), 4096);
     rig.subscribe(0, "c", 4);
     rig.subscribe(1, "c", 4);
     rig.put("a");
     rig.put("b");
-    assert!(rig.wakes(|rig| assert!(rig.step(0) > 0)), "one is left");
-    assert_eq!(rig.step(0), 0, "it is the other's turn");
-    assert!(!rig.wakes(|rig| assert!(rig.step(1) > 0)), "none is left");
-    // The same of what came back.
+    assert!(rig.wakes(|rig| assert!(rig.step(0) > 0)), "a message is left");
+    assert_eq!(rig.step(0), 0, "the message is for the other client");
+    assert!(!rig.wakes(|rig| assert!(rig.step(1) > 0)), "no message is left");
+    // The same for requeued messages.
     let (a, b) = (rig.id(0), rig.id(1));
-    rig.say(0, format!("REQ {a} 0\n"));
-    rig.say(1, format!("REQ {b} 0\n"));
-    // Whose turn it is takes one, and the other is told of the second.
-    let told = [0, 1].into_iter().find_map(|index| {
+    rig.send(0, format!("REQ {a} 0\n"));
+    rig.send(1, format!("REQ {b} 0\n"));
+    // One client gets a message, and the other is woken for the second.
+    let woken = [0, 1].into_iter().find_map(|index| {
         let before = rig.node.version();
         (rig.step(index) > 0).then(|| rig.node.version() != before)
     });
-    assert_eq!(told, Some(true));
+    assert_eq!(woken, Some(true));
     assert_eq!(rig.node.counters().delivered, 3);
 }
 
-/// The last places are for those who have nothing in flight.
+/// The last entries are for clients with nothing in flight.
 #[test]
-fn a_place_is_kept_for_who_has_nothing() {
+fn an_entry_is_kept_for_a_client_with_nothing_in_flight() {
     let mut rig = Rig::new(Config::new(), 4096);
     rig.subscribe(0, "c", 4);
     rig.subscribe(1, "c", 1);
@@ -145,10 +145,10 @@ fn a_place_is_kept_for_who_has_nothing() {
     for _ in 0..20 {
         had += rig.frames(0).len();
     }
-    assert_eq!(had, 3, "of four places");
+    assert_eq!(had, 3, "of four entries");
     assert_eq!(rig.frames(1).len(), 1);
     assert_eq!(rig.frames(1).len(), 0);
-    // Who wants nothing, or reads another channel, needs none.
+    // A client with RDY 0, or of another channel, needs no entry.
     let mut rig = Rig::new(Config::new(), 4096);
     rig.subscribe(0, "c", 4);
     rig.subscribe(1, "c", 0);
@@ -160,13 +160,13 @@ fn a_place_is_kept_for_who_has_nothing() {
     for _ in 0..20 {
         had += rig.frames(0).len();
     }
-    assert_eq!(had, 4, "all places");
+    assert_eq!(had, 4, "all entries");
 }
 
 #[test]
-fn who_found_no_place_looks_again_when_there_is_one() {
+fn clients_without_an_entry_are_woken_when_one_is_free() {
     let mut rig = Rig::new(Config::new(), 1 << 14);
-    // Somebody else keeps the messages, so that a FIN frees nothing of the store.
+    // Another channel keeps the messages, so that a FIN frees no block of the store.
     rig.node.create(NOW, &topic(), None).unwrap();
     rig.node.create(NOW, &topic(), Some(&channel("archive"))).unwrap();
     rig.subscribe(0, "c", 4);
@@ -182,8 +182,8 @@ fn who_found_no_place_looks_again_when_there_is_one() {
     assert_eq!(first + second, 4);
     assert!(first > 0 && second > 0);
     let id = rig.id(0);
-    assert!(rig.wakes(|rig| rig.say(0, format!("FIN {id}\n"))), "both found no place");
-    // One place is taken again, so nobody who looked is left without an answer.
+    assert!(rig.wakes(|rig| rig.send(0, format!("FIN {id}\n"))), "both clients found no entry");
+    // One client takes the free entry.
     assert_eq!(rig.frames(0).len() + rig.frames(1).len(), 1);
 }
 
@@ -199,13 +199,13 @@ fn a_deferral_is_an_hour_at_most() {
     assert_eq!(publish(longer), Err(PublishError::DeferTooLong));
 }
 
-/// One in a hundred, of those who asked for that.
+/// The client asks for one percent.
 #[test]
-fn a_sample_is_as_large_as_it_should_be() {
+fn sampling_delivers_the_requested_percentage() {
     let mut rig = Rig::new(Config::new(), 1 << 14);
     let ask = br#"{"feature_negotiation":true,"sample_rate":1}"#;
     let len = u32::try_from(ask.len()).unwrap().to_be_bytes();
-    rig.say(0, [b"IDENTIFY\n", &len[..], ask].concat());
+    rig.send(0, [b"IDENTIFY\n", &len[..], ask].concat());
     rig.frames(0);
     rig.subscribe(0, "c", 4);
     let mut had = 0;
@@ -214,16 +214,16 @@ fn a_sample_is_as_large_as_it_should_be() {
         for _ in rig.frames(0) {
             had += 1;
             let id = rig.id(number);
-            rig.say(0, format!("FIN {id}\n"));
+            rig.send(0, format!("FIN {id}\n"));
         }
     }
     assert!((70..140).contains(&had), "{had}");
     assert_eq!(rig.node.counters().sampled_out + had, 10_000);
 }
 
-/// Who cannot take a message now is not waited for.
+/// A client that is still being written to does not delay the others.
 #[test]
-fn whose_turn_it_is_and_who_is_still_writing_is_passed_over() {
+fn a_client_that_is_still_being_written_to_is_skipped() {
     let mut rig = Rig::new(Config::new(), 4000);
     rig.subscribe(0, "c", 4);
     rig.subscribe(1, "c", 4);
@@ -234,11 +234,11 @@ fn whose_turn_it_is_and_who_is_still_writing_is_passed_over() {
     rig.put("a");
     assert_eq!(rig.frames(1), ["a"]);
     rig.put("b");
-    assert_eq!(rig.frames(1), ["b"], "at once");
+    assert_eq!(rig.frames(1), ["b"], "without a wait for the slow client");
 }
 
 #[test]
-fn of_the_same_time_first_come_first_served() {
+fn messages_due_at_the_same_time_are_delivered_in_the_order_of_publishing() {
     let mut rig = Rig::new(Config::new(), 4000);
     rig.subscribe(0, "c", 4);
     for (ms, body) in [(100, "a"), (100, "b"), (200, "z"), (100, "c")] {
@@ -248,12 +248,12 @@ fn of_the_same_time_first_come_first_served() {
     let later = NOW.after(Span::from_millis(100));
     let mut client = rig.node.client(0).unwrap();
     client.tick(later);
-    let text = String::from_utf8_lossy(&said(&mut client, later)).into_owned();
+    let text = String::from_utf8_lossy(&written(&mut client, later)).into_owned();
     let order: Vec<_> = text.chars().filter(|char| "abcz".contains(*char)).collect();
     assert_eq!(order, ['a', 'b', 'c']);
 }
 
-/// All of the store is for whoever comes first.
+/// Returns a configuration without reserved or limited shares.
 fn whole(full: Full) -> Config<'static> {
     Config {
         full,
@@ -264,7 +264,7 @@ fn whole(full: Full) -> Config<'static> {
     }
 }
 
-/// A batch as large as the store is taken, also where others have to make room.
+/// A batch as large as the store is accepted, even if other messages have to be dropped for it.
 #[test]
 fn the_largest_batch() {
     let mpub = |messages: u8| {
@@ -275,7 +275,7 @@ fn the_largest_batch() {
     for full in [Full::Refuse, Full::DropOldest] {
         let mut rig = Rig::new(whole(full), 3 * 66);
         assert_eq!(rig.node.store().blocks, 3);
-        rig.say(0, mpub(3));
+        rig.send(0, mpub(3));
         assert_eq!(rig.frames(0), ["OK"]);
         let mut client = rig.node.client(1).unwrap();
         client.take(NOW, &mpub(4));
@@ -285,9 +285,9 @@ fn the_largest_batch() {
     for _ in 0..3 {
         rig.put("x");
     }
-    rig.say(0, mpub(2));
+    rig.send(0, mpub(2));
     assert_eq!((rig.frames(0), rig.node.counters().dropped), (vec!["OK".into()], 2));
-    // Else there has to be room for all of it before any of it is taken.
+    // With `Full::Refuse` no message is taken before there is room for the whole batch.
     let mut rig = Rig::new(whole(Full::Refuse), 3 * 66);
     for _ in 0..2 {
         rig.put("x");
@@ -298,9 +298,9 @@ fn the_largest_batch() {
     assert_eq!((rig.frames(0).len(), rig.node.store().free), (0, 1));
 }
 
-/// What is in flight is nobody's to drop, however old it is.
+/// A message in flight is never dropped, however old it is.
 #[test]
-fn what_is_in_flight_makes_no_room() {
+fn messages_in_flight_make_no_room() {
     let mut rig = Rig::new(Config { full: Full::DropOldest, ..Config::new() }, 600);
     rig.subscribe(0, "c", 1);
     rig.put("flying");
@@ -310,16 +310,16 @@ fn what_is_in_flight_makes_no_room() {
     }
     assert!(rig.node.counters().dropped > 30);
     let id = rig.id(0);
-    rig.say(0, format!("FIN {id}\n"));
+    rig.send(0, format!("FIN {id}\n"));
     let left = rig.frames(0);
-    assert_eq!(left.len(), 1, "the FIN was right, and the next one comes");
+    assert_eq!(left.len(), 1, "the FIN is accepted, and the next message is delivered");
     let oldest: u64 = left[0].parse().unwrap();
-    assert_eq!(oldest, rig.node.counters().dropped, "in order, none of the newer ones");
+    assert_eq!(oldest, rig.node.counters().dropped, "the oldest were dropped");
 }
 
-/// What waits in several channels makes room once, and is left alone if that is too little.
+/// A message that waits in several channels makes room once. Without enough room none is dropped.
 #[test]
-fn what_waits_twice_makes_room_once() {
+fn a_message_that_waits_twice_makes_room_once() {
     let mut rig = Rig::new(Config { full: Full::DropOldest, ..Config::new() }, 3 * 66);
     rig.subscribe(0, "c", 3);
     rig.subscribe(1, "d", 3);
@@ -328,59 +328,62 @@ fn what_waits_twice_makes_room_once() {
     }
     assert_eq!((rig.frames(0).len(), rig.frames(1).len()), (3, 3));
     let (twice, once) = (rig.id(0), rig.id(1));
-    rig.say(0, format!("REQ {twice} 5000\n"));
-    rig.say(1, format!("REQ {twice} 5000\n"));
+    rig.send(0, format!("REQ {twice} 5000\n"));
+    rig.send(1, format!("REQ {twice} 5000\n"));
     let two_blocks = [b'y'; 40];
     assert_eq!(rig.node.publish(NOW, &topic(), &two_blocks), Err(PublishError::Full));
-    assert_eq!(rig.node.counters().dropped, 0, "in vain");
-    // Another one waits in one channel, and is in flight in the other.
-    rig.say(0, format!("REQ {once} 5000\n"));
+    assert_eq!(rig.node.counters().dropped, 0, "not enough room");
+    // The second message waits in one channel, and is in flight in the other.
+    rig.send(0, format!("REQ {once} 5000\n"));
     assert_eq!(rig.node.publish(NOW, &topic(), &two_blocks), Err(PublishError::Full));
-    assert_eq!(rig.node.counters().dropped, 0, "in flight, or in vain");
-    rig.say(1, format!("FIN {once}\n"));
+    assert_eq!(rig.node.counters().dropped, 0, "in flight, or not enough room");
+    rig.send(1, format!("FIN {once}\n"));
     rig.node.publish(NOW, &topic(), &two_blocks).unwrap();
     assert_eq!(rig.node.counters().dropped, 2);
 }
 
 #[test]
-fn a_version_of_ones_own_is_told() {
+fn the_configured_version_is_in_the_identify_response() {
     let mut rig = Rig::new(Config { version: "9.8.7", ..Config::new() }, 4096);
-    rig.say(0, b"IDENTIFY\n\0\0\0\x1c{\"feature_negotiation\":true}");
+    rig.send(0, b"IDENTIFY\n\0\0\0\x1c{\"feature_negotiation\":true}");
     let answer = rig.frames(0).concat();
     assert!(answer.contains("\"version\":\"9.8.7\""), "{answer}");
 }
 
 #[test]
-fn an_empty_store_is_all_free() {
+fn an_empty_store_is_free() {
     let mut rig = Rig::new(Config::new(), 4096);
     let ArenaStatus { blocks, free, promised, announced } = rig.node.store();
     assert_eq!((free, promised, announced), (blocks, 0, 0));
     rig.put("x");
     assert_eq!(rig.node.store().free, blocks - 1);
-    assert!(rig.node.client(0).unwrap().poll_event().is_some(), "it connected");
-    assert!(rig.node.client(0).unwrap().poll_event().is_none(), "told once");
+    assert!(rig.node.client(0).unwrap().poll_event().is_some(), "connected");
+    assert!(rig.node.client(0).unwrap().poll_event().is_none(), "reported once");
 }
 
 #[test]
-fn what_is_deferred_in_a_channel_wakes_those_who_subscribe_to_it() {
+fn a_deferred_message_sets_the_deadline_of_its_channels_clients_only() {
     let mut rig = Rig::new(Config::new(), 4000);
     rig.subscribe(0, "c", 1);
     rig.subscribe(1, "d", 1);
     let number = rig.put("x");
     assert_eq!((rig.frames(0), rig.frames(1)), (vec!["x".into()], vec!["x".into()]));
     let id = rig.id(number as u32);
-    rig.say(0, format!("FIN {id}\n"));
-    rig.say(1, format!("REQ {id} 5000\n"));
+    rig.send(0, format!("FIN {id}\n"));
+    rig.send(1, format!("REQ {id} 5000\n"));
     let deadline = |rig: &mut Rig, index| rig.node.client(index).unwrap().deadline();
     assert_eq!(deadline(&mut rig, 1), NOW.after(Span::from_secs(5)));
-    assert!(deadline(&mut rig, 0) > NOW.after(Span::from_secs(5)), "it has nothing to do with it");
+    assert!(
+        deadline(&mut rig, 0) > NOW.after(Span::from_secs(5)),
+        "the other channel's client has no earlier deadline"
+    );
 }
 
 #[test]
-fn who_sends_anything_is_not_silent() {
+fn a_client_that_sends_any_command_is_not_silent() {
     let heartbeat = Span::from_secs(10);
     let config = Config { heartbeat, ..Config::new() };
-    for speaks in [true, false] {
+    for sends in [true, false] {
         let mut rig = Rig::new(config, 4000);
         let mut client = rig.node.client(0).unwrap();
         for second in 1..60 {
@@ -388,26 +391,26 @@ fn who_sends_anything_is_not_silent() {
             if client.deadline() <= now {
                 client.tick(now);
             }
-            said(&mut client, now);
-            if speaks && second % 9 == 0 {
+            written(&mut client, now);
+            if sends && second % 9 == 0 {
                 client.take(now, b"NOP\n");
             }
         }
-        assert_eq!(client.link(), if speaks { Link::Up } else { Link::Close });
+        assert_eq!(client.link(), if sends { Link::Up } else { Link::Close });
     }
 }
 
 #[test]
-fn all_that_came_at_once_is_taken_at_once_if_there_is_room() {
+fn several_commands_at_once_are_taken_at_once() {
     let mut rig = Rig::new(Config::new(), 4000);
     let mut client = rig.node.client(0).unwrap();
     assert_eq!(client.receive(NOW, b"SUB t c\nRDY 1\nNOP\n"), Ok(()));
     assert_eq!(client.link(), Link::Up);
 }
 
-/// Nothing written is nothing.
+/// Writes of no byte do not count.
 #[test]
-fn who_takes_nothing_is_given_up() {
+fn a_client_that_reads_nothing_is_closed() {
     let mut rig = Rig::new(Config { heartbeat: Span::from_secs(10), ..Config::new() }, 4000);
     let mut client = rig.node.client(0).unwrap();
     client.take(NOW, b"SUB t c\n");
@@ -428,7 +431,7 @@ fn who_takes_nothing_is_given_up() {
 }
 
 #[test]
-fn nobody_leaves_who_was_not_there() {
+fn closed_without_a_connection_has_no_effect() {
     let mut rig = Rig::new(Config::new(), 4000);
     let mut client = rig.node.client(0).unwrap();
     client.closed(NOW, Closed::Peer);
@@ -439,12 +442,12 @@ fn nobody_leaves_who_was_not_there() {
 }
 
 #[test]
-fn a_client_that_negotiates_is_told_all_limits() {
+fn the_identify_response_has_all_limits() {
     let mut config = Config::new();
     config.limits.max_msg_timeout_ms = 700_000;
     let mut rig = Rig::new(config, 4000);
     let ask = "{\"feature_negotiation\":true}";
-    rig.say(0, [b"IDENTIFY\n\0\0\0\x1c", ask.as_bytes()].concat());
+    rig.send(0, [b"IDENTIFY\n\0\0\0\x1c", ask.as_bytes()].concat());
     let [answer] = &rig.frames(0)[..] else { panic!("one answer") };
     for part in [
         "\"max_rdy_count\":4,",
@@ -460,7 +463,7 @@ static HUGE: Mutex<Storage<1, 1, 1, 65_536>> = Mutex::new(Storage::new());
 static LARGE: Mutex<Storage<1, 1, 1, 65_535>> = Mutex::new(Storage::new());
 
 #[test]
-fn as_many_messages_in_flight_as_a_number_of_two_bytes_says() {
+fn at_most_65535_entries_are_accepted() {
     let config = Config::new();
     let mut store = [0; 4000];
     assert!(Nsqd::new(&config, &mut *LARGE.lock().unwrap(), &mut store).is_ok());

@@ -1,4 +1,4 @@
-//! A directory: what it says of what changes while it says it, and how its connections end.
+//! An nsqlookupd: answers whose tables change while they are written, and the ends of connections.
 
 use nanonsq_core::http::DISCARD_MAX;
 use nanonsq_core::nsqlookupd::{Config, Event, Nsqlookupd, Storage};
@@ -6,12 +6,12 @@ use nanonsq_core::session::{Closed, Fault, Link, Session};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::json::Scanner;
 
-use crate::{at, said};
+use crate::{at, written};
 
 const NODES: usize = 6;
 const NOW: Instant = at(60_000);
 
-/// Runs `test` with a directory that has room for one topic, and many channels of it.
+/// Runs `test` with an nsqlookupd that has room for one topic with many channels.
 fn directory(test: impl FnOnce(&mut Nsqlookupd<'_>)) {
     let config = Config { reply_timeout: Span::from_secs(7), ..Config::new() };
     let mut storage = Storage::<NODES, 1, 32, 2>::new();
@@ -26,25 +26,25 @@ fn hello(name: &str) -> Vec<u8> {
     [b"  V1IDENTIFY\n", &(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat()
 }
 
-/// Node `index` comes with that name, and says more.
-fn comes(directory: &mut Nsqlookupd<'_>, index: usize, name: &str, says: &str) {
+/// Connects client `index`, which identifies itself as `name` and sends `lines`.
+fn connect(directory: &mut Nsqlookupd<'_>, index: usize, name: &str, lines: &str) {
     let mut session = directory.client(index).unwrap();
     session.open(NOW);
     assert_eq!(session.take(NOW, &hello(name)), hello(name).len());
-    said(&mut session, NOW);
-    tells(directory, index, says);
+    written(&mut session, NOW);
+    send(directory, index, lines);
 }
 
-fn tells(directory: &mut Nsqlookupd<'_>, index: usize, says: &str) {
-    for line in says.lines() {
+fn send(directory: &mut Nsqlookupd<'_>, index: usize, lines: &str) {
+    for line in lines.lines() {
         let mut session = directory.client(index).unwrap();
         assert_eq!(session.take(NOW, format!("{line}\n").as_bytes()), line.len() + 1);
-        assert_eq!(said(&mut session, NOW), b"\0\0\0\x02OK", "{line}");
+        assert_eq!(written(&mut session, NOW), b"\0\0\0\x02OK", "{line}");
     }
 }
 
-/// A body, of which so many pieces are said before `between` happens.
-fn asks(
+/// Returns the body of an answer, and whether `between` ran: after piece `pieces` of the answer.
+fn ask(
     directory: &mut Nsqlookupd<'_>,
     request: &str,
     pieces: usize,
@@ -81,18 +81,18 @@ fn is_json(text: &str) -> bool {
     scanner.end().is_ok()
 }
 
-/// Everything of `t` is gone, and `u` has what was its.
-fn replaces(directory: &mut Nsqlookupd<'_>, nodes: std::ops::Range<usize>, says: &str) {
+/// Deletes topic `t`. Clients `nodes` then send `lines`, which take its slots.
+fn replace(directory: &mut Nsqlookupd<'_>, nodes: std::ops::Range<usize>, lines: &str) {
     let mut session = directory.http(1).unwrap();
     session.open(NOW);
     session.receive(NOW, b"POST /topic/delete?topic=t HTTP/1.0\r\n\r\n").unwrap();
-    assert!(said(&mut session, NOW).starts_with(b"HTTP/1.0 200 "));
+    assert!(written(&mut session, NOW).starts_with(b"HTTP/1.0 200 "));
     session.closed(NOW, Closed::Local);
-    nodes.for_each(|node| tells(directory, node, says));
+    nodes.for_each(|node| send(directory, node, lines));
 }
 
 #[test]
-fn a_topic_that_takes_the_place_of_another_does_not_go_on_with_its_channels() {
+fn channels_of_a_topic_that_takes_a_deleted_ones_slot_are_not_in_its_answer() {
     let list = |topic, letter| {
         let line = |at| format!("REGISTER {topic} {letter}{at:02}{}\n", "x".repeat(55));
         (0..32).map(line).collect::<String>()
@@ -100,9 +100,9 @@ fn a_topic_that_takes_the_place_of_another_does_not_go_on_with_its_channels() {
     let mut cut_short = 0;
     for pieces in 0..9 {
         directory(|directory| {
-            comes(directory, 0, "a", &list("t", 'c'));
-            let (body, between) = asks(directory, "GET /channels?topic=t", pieces, |directory| {
-                replaces(directory, 0..1, &list("u", 'd'));
+            connect(directory, 0, "a", &list("t", 'c'));
+            let (body, between) = ask(directory, "GET /channels?topic=t", pieces, |directory| {
+                replace(directory, 0..1, &list("u", 'd'));
             });
             assert!(is_json(&body), "{body}");
             assert!(body.contains("\"c00x") && !body.contains("\"d"), "{body}");
@@ -113,16 +113,16 @@ fn a_topic_that_takes_the_place_of_another_does_not_go_on_with_its_channels() {
 }
 
 #[test]
-fn a_key_that_takes_the_place_of_another_does_not_go_on_with_its_producers() {
+fn producers_of_a_key_that_takes_a_deleted_ones_slot_are_not_in_its_answer() {
     let mut changed = 0;
     for pieces in 0..20 {
         directory(|directory| {
             for node in 0..NODES {
                 let name = format!("{}{node}{}", if node < 3 { "a" } else { "b" }, "x".repeat(90));
-                comes(directory, node, &name, if node < 3 { "REGISTER t c\n" } else { "" });
+                connect(directory, node, &name, if node < 3 { "REGISTER t c\n" } else { "" });
             }
-            let (body, between) = asks(directory, "GET /debug", pieces, |directory| {
-                replaces(directory, 3..NODES, "REGISTER u c\n");
+            let (body, between) = ask(directory, "GET /debug", pieces, |directory| {
+                replace(directory, 3..NODES, "REGISTER u c\n");
             });
             assert!(is_json(&body), "{body}");
             let keys: Vec<_> = body.split("],").filter(|key| key.contains(":t:")).collect();
@@ -134,14 +134,14 @@ fn a_key_that_takes_the_place_of_another_does_not_go_on_with_its_producers() {
 }
 
 #[test]
-fn a_topic_that_nobody_has_is_no_key() {
+fn a_topic_without_producers_is_no_key() {
     directory(|directory| {
-        asks(directory, "POST /channel/create?topic=t&channel=c", 99, |_| ());
-        comes(directory, 0, "a", "");
-        let (body, _) = asks(directory, "GET /debug", 99, |_| ());
+        ask(directory, "POST /channel/create?topic=t&channel=c", 99, |_| ());
+        connect(directory, 0, "a", "");
+        let (body, _) = ask(directory, "GET /debug", 99, |_| ());
         assert!(is_json(&body) && body.contains("\"client"), "{body}");
-        tells(directory, 0, "REGISTER t d\n");
-        let (body, _) = asks(directory, "GET /debug", 99, |_| ());
+        send(directory, 0, "REGISTER t d\n");
+        let (body, _) = ask(directory, "GET /debug", 99, |_| ());
         assert!(is_json(&body) && body.contains(":t:d"), "{body}");
     });
 }
@@ -150,14 +150,14 @@ fn a_topic_that_nobody_has_is_no_key() {
 fn times_are_those_of_the_clock_that_was_set() {
     directory(|directory| {
         directory.set_unix_time(at(50_000), 1_700_000_000_000_000_000);
-        comes(directory, 0, "a", "");
-        let (body, _) = asks(directory, "GET /debug", 99, |_| ());
+        connect(directory, 0, "a", "");
+        let (body, _) = ask(directory, "GET /debug", 99, |_| ());
         assert!(body.contains("\"last_update\":1700000010000000000"), "{body}");
     });
 }
 
 #[test]
-fn a_body_that_nobody_wants_is_passed_over_up_to_its_bound() {
+fn an_unused_body_is_discarded_up_to_its_bound() {
     for (len, taken) in [(DISCARD_MAX, true), (DISCARD_MAX + 1, false)] {
         directory(|directory| {
             let request = "POST /topic/create?topic=t HTTP/1.0\r\n";
@@ -166,7 +166,7 @@ fn a_body_that_nobody_wants_is_passed_over_up_to_its_bound() {
             let head = format!("{request}Content-Length: {len}\r\n\r\n");
             session.take(NOW, head.as_bytes());
             session.take(NOW, &vec![b'x'; len as usize]);
-            let answer = said(&mut session, NOW);
+            let answer = written(&mut session, NOW);
             assert_eq!(answer.starts_with(b"HTTP/1.0 200 "), taken);
             assert_eq!(directory.topics().count(), taken.into());
         });
@@ -174,7 +174,7 @@ fn a_body_that_nobody_wants_is_passed_over_up_to_its_bound() {
 }
 
 #[test]
-fn who_asks_nothing_is_closed_when_its_time_is_over() {
+fn an_idle_connection_is_closed_after_its_timeout() {
     directory(|directory| {
         let idle = Config::new().http.idle;
         let mut session = directory.http(0).unwrap();
@@ -189,18 +189,18 @@ fn who_asks_nothing_is_closed_when_its_time_is_over() {
 }
 
 #[test]
-fn a_node_that_does_not_read_its_answer_is_closed() {
+fn a_client_that_does_not_read_its_response_is_closed() {
     directory(|directory| {
         let mut session = directory.client(0).unwrap();
         session.open(NOW);
         session.take(NOW, &hello("a"));
         assert!(!session.transmit(NOW).is_empty());
         session.sent(at(62_000), 1);
-        assert_eq!(session.deadline(), at(69_000), "from what it took last");
+        assert_eq!(session.deadline(), at(69_000), "from its last read");
         session.tick(at(68_999));
         assert_eq!(session.link(), Link::Up);
-        said(&mut session, at(68_999));
-        assert!(session.deadline() > at(69_000), "all of it was taken");
+        written(&mut session, at(68_999));
+        assert!(session.deadline() > at(69_000), "the response was read completely");
         session.take(at(70_000), b"PING\n");
         assert!(!session.transmit(at(70_000)).is_empty());
         session.tick(at(77_000));
@@ -209,9 +209,9 @@ fn a_node_that_does_not_read_its_answer_is_closed() {
 }
 
 #[test]
-fn that_a_node_left_is_told_also_when_another_has_its_connection() {
+fn a_client_that_left_is_reported_even_if_another_has_its_slot() {
     directory(|directory| {
-        comes(directory, 0, "a", "REGISTER t\n");
+        connect(directory, 0, "a", "REGISTER t\n");
         assert_eq!(directory.poll_event(), Some(Event::Identified { index: 0, listed: false }));
         let why = Closed::Fault(Fault::UnexpectedReply);
         let mut session = directory.client(0).unwrap();

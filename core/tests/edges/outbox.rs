@@ -9,7 +9,7 @@ fn topic() -> TopicName {
 }
 
 #[test]
-fn full_to_the_last_byte_and_one_over() {
+fn a_message_fills_the_outbox_to_the_last_byte_and_no_further() {
     let overhead = HEADER_OVERHEAD + 1 + RECORD_OVERHEAD;
     let mut ring = [0; 64];
     let mut outbox = Outbox::new(&mut ring);
@@ -27,7 +27,7 @@ fn full_to_the_last_byte_and_one_over() {
 }
 
 #[test]
-fn a_topic_costs_its_header_once() {
+fn consecutive_messages_of_a_topic_share_a_header() {
     let mut ring = [0; 200];
     let mut outbox = Outbox::new(&mut ring);
     let mut push = |name: &str| {
@@ -49,13 +49,13 @@ fn an_emptied_outbox_starts_at_the_front_again() {
     for n in 0..50 {
         outbox.push(&topic(), &[n; 30], None, Instant::NEVER).unwrap();
         let batch = outbox.next_batch(9, 999).unwrap();
-        assert_eq!(outbox.bytes(batch.index(), 34).len(), 34, "in one piece");
+        assert_eq!(outbox.bytes(batch.index(), 34).len(), 34, "the message is contiguous");
         outbox.resolve(&batch.into());
     }
 }
 
 #[test]
-fn no_ring_at_all_takes_nothing_and_does_not_panic() {
+fn an_empty_ring_rejects_messages_without_a_panic() {
     let mut outbox = Outbox::new(&mut []);
     assert_eq!(
         outbox.push(&topic(), &[0], None, Instant::NEVER),

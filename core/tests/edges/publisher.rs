@@ -1,4 +1,4 @@
-//! A publisher's timers, and the outbox's counts.
+//! The timers of a publisher, and the counts of its outbox.
 
 use nanonsq_core::address::Address;
 use nanonsq_core::name::TopicName;
@@ -8,7 +8,7 @@ use nanonsq_core::session::{Awaited, Closed, Fault, Link, Session};
 use nanonsq_core::time::{Instant, Span};
 use nanonsq_core::wire::nsqd::{CommandDecoder, Item, Limits};
 
-use crate::{at, frame, said};
+use crate::{at, frame, written};
 
 const OK: &[u8] = b"\0\0\0\x06\0\0\0\0OK";
 
@@ -16,7 +16,7 @@ fn topic() -> TopicName {
     TopicName::new("t").unwrap()
 }
 
-/// Runs `test` with a publisher that is connected since 1,000 ms, and waits 10 s for an answer.
+/// Runs `test` with a publisher that is connected since 1,000 ms, with a reply timeout of 10 s.
 fn connected(test: impl FnOnce(&mut Publisher<'_>)) {
     let config = Config {
         heartbeat: Span::from_secs(60),
@@ -28,14 +28,14 @@ fn connected(test: impl FnOnce(&mut Publisher<'_>)) {
     let mut publisher = Publisher::new(&config, &nsqds, &mut ring).unwrap();
     assert!(publisher.dial(at(1000)).is_some());
     publisher.open(at(1000));
-    said(&mut publisher, at(1000));
+    written(&mut publisher, at(1000));
     publisher.receive(at(1000), OK).unwrap();
-    assert_eq!(publisher.deadline(), at(121_000), "only silence is bounded");
+    assert_eq!(publisher.deadline(), at(121_000), "only the silence timeout runs");
     test(&mut publisher);
 }
 
 #[test]
-fn an_answer_is_due_from_when_the_command_is_there_whether_any_of_it_is_taken_or_not() {
+fn the_reply_timeout_begins_when_the_command_is_staged() {
     connected(|publisher| {
         publisher.publish(&topic(), b"body").unwrap();
         assert!(!publisher.transmit(at(2000)).is_empty());
@@ -44,7 +44,7 @@ fn an_answer_is_due_from_when_the_command_is_there_whether_any_of_it_is_taken_or
         assert_eq!(publisher.link(), Link::Up);
         publisher.tick(at(12_000));
         assert_eq!(publisher.link(), Link::Close);
-        // Who is silent takes no farewell either.
+        // A silent nsqd is closed at once.
         assert_eq!(publisher.deadline(), at(12_000));
         publisher.closed(at(12_000), Closed::Local);
         assert_eq!(publisher.counters().failures, 1);
@@ -52,31 +52,31 @@ fn an_answer_is_due_from_when_the_command_is_there_whether_any_of_it_is_taken_or
 }
 
 #[test]
-fn who_takes_a_command_byte_by_byte_has_the_time_from_the_last_one() {
+fn each_written_byte_restarts_the_reply_timeout() {
     connected(|publisher| {
         publisher.publish(&topic(), b"body").unwrap();
         assert!(!publisher.transmit(at(2000)).is_empty());
         publisher.sent(at(5000), 1);
         assert_eq!(publisher.deadline(), at(15_000));
-        // Nothing taken is nothing.
+        // A write of no byte does not count.
         publisher.sent(at(6000), 0);
         assert_eq!(publisher.deadline(), at(15_000));
-        said(publisher, at(7000));
+        written(publisher, at(7000));
         assert_eq!(publisher.deadline(), at(17_000));
     });
 }
 
 #[test]
-fn while_another_answer_is_due_its_time_runs() {
+fn each_response_restarts_the_reply_timeout_of_the_next() {
     connected(|publisher| {
         publisher.publish(&topic(), b"one").unwrap();
-        said(publisher, at(2000));
+        written(publisher, at(2000));
         publisher.publish(&topic(), b"two").unwrap();
-        said(publisher, at(3000));
+        written(publisher, at(3000));
         publisher.receive(at(4000), OK).unwrap();
         assert_eq!(publisher.deadline(), at(14_000));
         publisher.receive(at(5000), OK).unwrap();
-        // Two intervals of nsqd's silence again.
+        // Only the silence timeout of two intervals runs again.
         assert_eq!(publisher.deadline(), at(125_000));
         let fault = publisher.receive(at(6000), OK).unwrap_err();
         assert_eq!(fault, Fault::UnexpectedReply);
@@ -84,7 +84,7 @@ fn while_another_answer_is_due_its_time_runs() {
 }
 
 #[test]
-fn silence_ends_a_connection_without_a_farewell() {
+fn silence_closes_a_connection_at_once() {
     connected(|publisher| {
         publisher.tick(at(120_999));
         assert_eq!(publisher.link(), Link::Up);
@@ -97,7 +97,7 @@ fn silence_ends_a_connection_without_a_farewell() {
 }
 
 #[test]
-fn an_outbox_says_how_much_there_is() {
+fn an_outbox_counts_its_messages_and_bytes() {
     let mut ring = [0; 200];
     let mut outbox = Outbox::new(&mut ring);
     assert_eq!((outbox.capacity(), outbox.messages(), outbox.all_sent()), (200, 0, true));
@@ -113,7 +113,7 @@ fn an_outbox_says_how_much_there_is() {
 }
 
 #[test]
-fn a_message_expires_at_its_time_and_not_before() {
+fn a_message_expires_at_its_deadline_and_not_before() {
     let mut ring = [0; 200];
     let mut outbox = Outbox::new(&mut ring);
     outbox.push(&topic(), b"x", None, at(50)).unwrap();
@@ -122,11 +122,11 @@ fn a_message_expires_at_its_time_and_not_before() {
     assert_eq!((outbox.next_expiry(), gone.len()), (at(50), 0));
     outbox.expire(at(50), |first, count| gone.push((first, count)));
     assert_eq!(gone, [(0, 1)]);
-    // It was not on the wire: its bytes are free.
+    // The message was not sent, so its bytes are free.
     assert_eq!((outbox.used(), outbox.messages(), outbox.next_expiry()), (0, 0, Instant::NEVER));
 }
 
-/// What nsqd reads in this.
+/// Returns the commands that nsqd decodes from `bytes`.
 fn commands(bytes: &[u8]) -> Vec<String> {
     let mut decoder = CommandDecoder::new();
     let mut read = Vec::new();
@@ -147,7 +147,7 @@ fn commands(bytes: &[u8]) -> Vec<String> {
 }
 
 #[test]
-fn each_command_has_a_head_of_its_own_whatever_was_written_before() {
+fn commands_are_encoded_correctly_whatever_was_written_before() {
     connected(|publisher| {
         let mut send = |bodies: &[&str], heartbeat: bool| {
             for body in bodies {
@@ -156,7 +156,7 @@ fn each_command_has_a_head_of_its_own_whatever_was_written_before() {
             if heartbeat {
                 publisher.receive(at(2000), b"\0\0\0\x0f\0\0\0\0_heartbeat_").unwrap();
             }
-            let said = commands(&said(publisher, at(2000)));
+            let said = commands(&written(publisher, at(2000)));
             publisher.receive(at(2000), OK).unwrap();
             said.join(" ")
         };
@@ -165,7 +165,7 @@ fn each_command_has_a_head_of_its_own_whatever_was_written_before() {
         assert_eq!(send(&["d", "e"], false), "MPUB t 2: d e");
         assert_eq!(send(&["f", "g", "h"], false), "MPUB t 3: f g h");
         assert_eq!(send(&["i"], false), "PUB t i");
-        // Control bytes go first, and once.
+        // Control commands are sent first, and once.
         assert_eq!(send(&["j"], true), "NOP PUB t j");
         assert_eq!(send(&["k"], true), "NOP PUB t k");
         assert_eq!(send(&["l"], false), "PUB t l");
@@ -177,17 +177,17 @@ fn each_command_has_a_head_of_its_own_whatever_was_written_before() {
 }
 
 #[test]
-fn deadlines_of_nearly_the_same_time_share_a_command() {
+fn messages_with_nearly_equal_deadlines_share_a_command() {
     let deadline = |ms| PublishOptions { deadline: Some(at(ms)), ..PublishOptions::default() };
     connected(|publisher| {
-        // In steps of 131.072 ms; the last one is in the next.
+        // Deadlines have steps of 131.072 ms; the last message is in the next step.
         for ms in [655_262, 655_263, 655_359, 655_361] {
             publisher.publish_with(&topic(), b"x", deadline(ms)).unwrap();
         }
-        let said = commands(&said(publisher, at(2000))).join(" ");
+        let said = commands(&written(publisher, at(2000))).join(" ");
         assert_eq!(said, "MPUB t 3: x x x PUB t x");
     });
-    // Never too early, and at most such an eighth too late.
+    // A message never expires too early, and at most one step too late.
     connected(|publisher| {
         for ms in [5000, 5100, 5131] {
             publisher.publish_with(&topic(), b"x", deadline(ms)).unwrap();
@@ -201,20 +201,20 @@ fn deadlines_of_nearly_the_same_time_share_a_command() {
 }
 
 #[test]
-fn who_answers_something_else_than_ok_is_not_nsqd() {
-    for word in [&b"\0\0\0\x06\0\0\0\0NO"[..], b"\0\0\0\x07\0\0\0\0OKO", b"\0\0\0\x04\0\0\0\0"] {
+fn a_response_other_than_ok_is_unexpected() {
+    for reply in [&b"\0\0\0\x06\0\0\0\0NO"[..], b"\0\0\0\x07\0\0\0\0OKO", b"\0\0\0\x04\0\0\0\0"] {
         connected(|publisher| {
             publisher.publish(&topic(), b"body").unwrap();
-            said(publisher, at(2000));
-            assert_eq!(publisher.receive(at(2000), word), Err(Fault::UnexpectedReply));
+            written(publisher, at(2000));
+            assert_eq!(publisher.receive(at(2000), reply), Err(Fault::UnexpectedReply));
             let counters = publisher.counters();
             assert_eq!((counters.acknowledged, counters.pending), (0, 1));
         });
     }
-    // In pieces it is the same word.
+    // OK may arrive in pieces.
     connected(|publisher| {
         publisher.publish(&topic(), b"body").unwrap();
-        said(publisher, at(2000));
+        written(publisher, at(2000));
         for byte in OK {
             publisher.receive(at(2000), &[*byte]).unwrap();
         }
@@ -223,10 +223,10 @@ fn who_answers_something_else_than_ok_is_not_nsqd() {
 }
 
 #[test]
-fn only_a_batch_that_failed_may_be_there_in_part() {
+fn only_a_failed_batch_may_be_partly_stored() {
     for (text, count, duplicates) in [
         ("E_MPUB_FAILED MPUB failed", 3, 3),
-        // A node of ours takes a batch whole or not at all.
+        // Our nsqd stores a batch as a whole or not at all.
         ("E_MPUB_FAILED MPUB failed no room", 3, 0),
         ("E_MPUB_FAILED MPUB failed the messages never fit", 3, 0),
         ("E_BAD_BODY MPUB body too big 3 > 2", 3, 0),
@@ -237,7 +237,7 @@ fn only_a_batch_that_failed_may_be_there_in_part() {
             for _ in 0..count {
                 publisher.publish(&topic(), b"body").unwrap();
             }
-            said(publisher, at(2000));
+            written(publisher, at(2000));
             publisher.receive(at(2000), &frame(1, text.as_bytes())).unwrap_err();
             let counters = publisher.counters();
             assert_eq!(counters.possible_duplicates, duplicates, "{text}");
@@ -247,11 +247,11 @@ fn only_a_batch_that_failed_may_be_there_in_part() {
 }
 
 #[test]
-fn what_was_final_before_it_was_refused_is_told_once() {
+fn an_expired_message_that_is_then_refused_is_reported_once() {
     connected(|publisher| {
         let options = PublishOptions { deadline: Some(at(3000)), ..PublishOptions::default() };
         let ticket = publisher.publish_with(&topic(), b"body", options).unwrap();
-        said(publisher, at(2000));
+        written(publisher, at(2000));
         publisher.tick(at(4000));
         assert_eq!(publisher.outcome(ticket), Some(Outcome::Expired));
         publisher.receive(at(4000), &frame(1, b"E_BAD_TOPIC no")).unwrap_err();
@@ -269,7 +269,7 @@ fn what_was_final_before_it_was_refused_is_told_once() {
 }
 
 #[test]
-fn one_without_a_connection_stops_at_once_and_stays_so() {
+fn a_publisher_without_a_connection_stops_at_once() {
     let config = Config::new();
     let nsqds: [Address; 1] = ["nsqd:4150".parse().unwrap()];
     let mut ring = [0; 100];

@@ -1,4 +1,4 @@
-//! How many messages a consumer asks each of its nsqds for.
+//! The RDY counts that a consumer sends to its nsqds.
 
 use nanonsq_core::address::Address;
 use nanonsq_core::consumer::{Consumer, Storage};
@@ -6,7 +6,7 @@ use nanonsq_core::session::{Closed, Session};
 use nanonsq_core::time::{Instant, Span};
 
 use crate::consumer::{INFO, config};
-use crate::{at, frame, message, said};
+use crate::{at, frame, message, written};
 
 const CONNECTIONS: usize = 5;
 const MESSAGES: usize = 16;
@@ -16,14 +16,14 @@ fn connect(consumer: &mut Consumer<'_>, index: usize) {
     let mut session = consumer.connection(index).unwrap();
     assert!(session.dial(NOW).is_some());
     session.open(NOW);
-    said(&mut session, NOW);
+    written(&mut session, NOW);
     for answer in [INFO, b"OK"] {
         session.receive(NOW, &frame(0, answer)).unwrap();
-        said(&mut session, NOW);
+        written(&mut session, NOW);
     }
 }
 
-/// Runs `test` with a consumer of so many nsqds that it is connected to.
+/// Runs `test` with a consumer that is connected to `nsqds` nsqds.
 fn connected(nsqds: usize, test: impl FnOnce(&mut Consumer<'_>)) {
     let addresses: Vec<Address> =
         (0..nsqds).map(|at| format!("nsqd{at}:4150").parse().unwrap()).collect();
@@ -34,7 +34,7 @@ fn connected(nsqds: usize, test: impl FnOnce(&mut Consumer<'_>)) {
     test(&mut consumer);
 }
 
-/// A second passes in which every nsqd is heard of.
+/// Advances the time by a second, with a heartbeat of every nsqd.
 fn pass(consumer: &mut Consumer<'_>, nsqds: usize, now: &mut Instant) {
     *now = now.after(Span::from_secs(1));
     for index in 0..nsqds {
@@ -45,11 +45,11 @@ fn pass(consumer: &mut Consumer<'_>, nsqds: usize, now: &mut Instant) {
         session.receive(*now, &frame(0, b"_heartbeat_")).unwrap();
     }
     for index in 0..nsqds {
-        said(&mut consumer.connection(index).unwrap(), *now);
+        written(&mut consumer.connection(index).unwrap(), *now);
     }
 }
 
-/// RDY that is lowered here is raised elsewhere when nsqd has surely read it.
+/// Advances the time until lowered RDY counts were surely read by nsqd and raised elsewhere.
 fn settle(consumer: &mut Consumer<'_>, nsqds: usize, now: &mut Instant) {
     (0..15).for_each(|_| pass(consumer, nsqds, now));
 }
@@ -59,7 +59,7 @@ fn rdys(consumer: &Consumer<'_>, nsqds: usize) -> Vec<u16> {
 }
 
 #[test]
-fn as_many_as_may_be_in_flight_are_asked_for_and_no_more() {
+fn the_rdy_counts_add_up_to_max_in_flight() {
     for nsqds in 1..=CONNECTIONS {
         connected(nsqds, |consumer| {
             let mut now = NOW;
@@ -67,7 +67,7 @@ fn as_many_as_may_be_in_flight_are_asked_for_and_no_more() {
                 consumer.set_max_in_flight(now, max);
                 let all = max.min(MESSAGES as u16);
                 settle(consumer, nsqds, &mut now);
-                // With less than one each, they take turns: now and then one is on its way.
+                // With less than one each, nsqds get RDY 1 in turn, with gaps while it moves.
                 let mut most = 0;
                 for _ in 0..if usize::from(max) < nsqds { 9 } else { 1 } {
                     pass(consumer, nsqds, &mut now);
@@ -83,7 +83,7 @@ fn as_many_as_may_be_in_flight_are_asked_for_and_no_more() {
 }
 
 #[test]
-fn what_one_connection_leaves_others_have() {
+fn the_rdy_count_of_a_lost_connection_goes_to_the_others() {
     connected(CONNECTIONS, |consumer| {
         let mut now = NOW;
         for left in (1..CONNECTIONS).rev() {
@@ -96,7 +96,7 @@ fn what_one_connection_leaves_others_have() {
 }
 
 #[test]
-fn with_fewer_than_connections_each_has_its_turn() {
+fn with_max_in_flight_below_the_connections_each_gets_rdy_in_turn() {
     connected(CONNECTIONS, |consumer| {
         let mut now = NOW;
         consumer.set_max_in_flight(now, 2);
@@ -116,7 +116,7 @@ fn with_fewer_than_connections_each_has_its_turn() {
 }
 
 #[test]
-fn a_storage_that_is_used_again_knows_nothing_of_before() {
+fn a_reused_storage_keeps_nothing() {
     let addresses: [Address; 1] = ["nsqd:4150".parse().unwrap()];
     let (mut storage, mut ring) = (Storage::<1, 4>::new(), [0; 4 * 64]);
     let config = config();

@@ -6,7 +6,7 @@ use nanonsq_core::session::{Closed, DialError, Fault, Link, LinkState, Session};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::nsqlookupd::NodeInfo;
 
-use crate::{at, said};
+use crate::{at, written};
 
 const NODE: NodeInfo<'_> = NodeInfo {
     broadcast_address: "10.0.0.9",
@@ -26,7 +26,7 @@ fn config() -> Config<'static> {
     Config { reply_timeout: Span::from_secs(10), ping: Span::ZERO, ..Config::new(NODE) }
 }
 
-/// Runs `test` with a lookup whose connection is up since 1,000 ms.
+/// Runs `test` with a registration whose connection is open since 1,000 ms.
 fn open(test: impl FnOnce(&mut Registrar<'_>)) {
     let config = config();
     let mut lookup = Registration::new(&config).unwrap();
@@ -40,16 +40,16 @@ fn open(test: impl FnOnce(&mut Registrar<'_>)) {
 fn connected(test: impl FnOnce(&mut Registrar<'_>)) {
     open(|lookup| {
         let mut peer = lookup.peer(0).unwrap();
-        said(&mut peer, at(1000));
+        written(&mut peer, at(1000));
         peer.receive(at(1000), INFO).unwrap();
         assert_eq!(lookup.status(0).unwrap().state, LinkState::Ready);
         test(lookup);
     });
 }
 
-/// Who asks nsqlookupd something over HTTP waits for the first connection, and for no other.
+/// A query over HTTP waits for the first connection to the nsqlookupd, and for no later one.
 #[test]
-fn where_an_nsqlookupd_speaks_http_is_to_come_until_it_was_tried_once() {
+fn the_http_port_is_coming_until_the_first_connection_ended_or_was_identified() {
     let port = |lookup: &Registrar<'_>| lookup.http(0).map(|(_, port)| port);
     let config = config();
     let mut lookup = Registrar::new(&config).unwrap();
@@ -60,7 +60,7 @@ fn where_an_nsqlookupd_speaks_http_is_to_come_until_it_was_tried_once() {
     assert!(peer.dial(at(1000)).is_some());
     peer.closed(at(1000), Closed::Dial(DialError::Refused));
     assert_eq!(port(&lookup), Some(HttpPort::Unknown));
-    // It does not say.
+    // The response to IDENTIFY has no port.
     connected(|lookup| assert_eq!(port(lookup), Some(HttpPort::Unknown)));
 }
 
@@ -68,12 +68,12 @@ fn add(lookup: &mut Registrar<'_>, name: &str) {
     lookup.register(&TopicName::new(name).unwrap(), None).unwrap();
 }
 
-/// IDENTIFY is staged in pieces; the question is asked only when the last byte is on its way.
+/// IDENTIFY is staged in pieces; a response is expected only after its last byte.
 #[test]
-fn an_answer_to_half_a_question_is_none() {
+fn a_response_to_an_unfinished_identify_is_unexpected() {
     let mut all = 0;
-    open(|lookup| all = said(&mut lookup.peer(0).unwrap(), at(1000)).len());
-    assert!(all > 150, "more than is staged at a time");
+    open(|lookup| all = written(&mut lookup.peer(0).unwrap(), at(1000)).len());
+    assert!(all > 150, "IDENTIFY is longer than one piece");
     for len in 0..=all {
         open(|lookup| {
             let mut peer = lookup.peer(0).unwrap();
@@ -83,12 +83,12 @@ fn an_answer_to_half_a_question_is_none() {
                 peer.sent(at(1000), n);
                 left -= n;
             }
-            let heard = peer.receive(at(1000), INFO);
-            let wanted = if len < all { Err(Fault::UnexpectedReply) } else { Ok(()) };
-            assert_eq!(heard, wanted, "{len} of {all} bytes");
+            let received = peer.receive(at(1000), INFO);
+            let expected = if len < all { Err(Fault::UnexpectedReply) } else { Ok(()) };
+            assert_eq!(received, expected, "{len} of {all} bytes");
         });
     }
-    // Staged as a whole, and not written.
+    // The last piece is staged and not written.
     open(|lookup| {
         let mut peer = lookup.peer(0).unwrap();
         let mut left = all;
@@ -105,13 +105,13 @@ fn an_answer_to_half_a_question_is_none() {
 }
 
 #[test]
-fn each_answer_gives_the_next_one_its_time_and_the_last_one_stops_it() {
+fn each_response_restarts_the_reply_timeout_and_the_last_one_stops_it() {
     connected(|lookup| {
         add(lookup, "one");
         add(lookup, "two");
         let version = lookup.version();
         let mut peer = lookup.peer(0).unwrap();
-        assert_eq!(said(&mut peer, at(2000)), b"REGISTER one\nREGISTER two\n");
+        assert_eq!(written(&mut peer, at(2000)), b"REGISTER one\nREGISTER two\n");
         assert_eq!(peer.deadline(), at(12_000));
         peer.receive(at(5000), OK).unwrap();
         assert_eq!(peer.deadline(), at(15_000));
@@ -126,16 +126,16 @@ fn each_answer_gives_the_next_one_its_time_and_the_last_one_stops_it() {
 }
 
 #[test]
-fn who_is_silent_takes_no_farewell() {
+fn a_silent_nsqlookupd_is_closed_at_once() {
     connected(|lookup| {
         add(lookup, "one");
         let mut peer = lookup.peer(0).unwrap();
-        said(&mut peer, at(2000));
+        written(&mut peer, at(2000));
         peer.tick(at(11_999));
         assert_eq!(peer.link(), Link::Up);
         peer.tick(at(12_000));
         assert_eq!((peer.link(), peer.deadline()), (Link::Close, at(12_000)));
-        // The end of closing is the driver's.
+        // The driver ends the closing.
         peer.tick(at(13_000));
         assert_eq!((peer.link(), peer.deadline()), (Link::Close, at(12_000)));
     });
@@ -143,7 +143,7 @@ fn who_is_silent_takes_no_farewell() {
 
 /// There is room for 144 bytes.
 #[test]
-fn as_many_commands_as_fit_leave_together() {
+fn as_many_commands_as_fit_are_sent_together() {
     for (len, fits) in [(61, true), (62, false)] {
         connected(|lookup| {
             let (first, second) = ("a".repeat(63), "b".repeat(len));
@@ -153,7 +153,7 @@ fn as_many_commands_as_fit_leave_together() {
             let mut peer = lookup.peer(0).unwrap();
             let together = if fits { lines.concat() } else { lines[0].clone() };
             assert_eq!(peer.transmit(at(2000)).head, together.as_bytes());
-            assert_eq!(said(&mut peer, at(2000)), lines.concat().as_bytes());
+            assert_eq!(written(&mut peer, at(2000)), lines.concat().as_bytes());
         });
     }
 }
@@ -168,7 +168,7 @@ fn the_fleets_defaults_are_wide() {
 }
 
 #[test]
-fn what_happened_is_told_once() {
+fn events_are_reported_once() {
     connected(|lookup| {
         let mut peer = lookup.peer(0).unwrap();
         assert_eq!(peer.poll_event(), Some(PeerEvent::Connected));
@@ -184,20 +184,20 @@ fn a_tick_before_its_time_is_harmless() {
         let mut peer = lookup.peer(0).unwrap();
         peer.tick(at(1001));
         assert_eq!(peer.link(), Link::Up);
-        said(&mut peer, at(1001));
+        written(&mut peer, at(1001));
         peer.receive(at(1002), INFO).unwrap();
     });
 }
 
-/// One command at a time fits: between them all is answered, and not all is said.
+/// Only one command fits at a time: when all sent commands are answered, others are still unsent.
 #[test]
-fn who_leaves_says_all_of_it_first() {
+fn a_stopped_registration_sends_all_unregisters_before_it_closes() {
     connected(|lookup| {
         for letter in ["a", "b", "c"] {
             add(lookup, &letter.repeat(64));
         }
         let mut peer = lookup.peer(0).unwrap();
-        said(&mut peer, at(2000));
+        written(&mut peer, at(2000));
         for _ in 0..3 {
             peer.receive(at(2000), OK).unwrap();
         }
@@ -214,16 +214,16 @@ fn who_leaves_says_all_of_it_first() {
 }
 
 #[test]
-fn who_leaves_and_hears_nothing_has_not_failed() {
+fn a_stopped_registration_without_answers_is_no_failure() {
     connected(|lookup| {
         add(lookup, "one");
         let mut peer = lookup.peer(0).unwrap();
-        said(&mut peer, at(2000));
+        written(&mut peer, at(2000));
         peer.receive(at(2000), OK).unwrap();
         peer.poll_event();
         lookup.stop(at(3000));
         let mut peer = lookup.peer(0).unwrap();
-        said(&mut peer, at(3000));
+        written(&mut peer, at(3000));
         let over = peer.deadline();
         peer.tick(over);
         assert_eq!(peer.link(), Link::Close);

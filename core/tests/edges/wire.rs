@@ -7,7 +7,7 @@ use nanonsq_core::wire::nsqd::{Item, Limits};
 use nanonsq_core::wire::{ChunkWriter, Write, nsqd, nsqlookupd};
 
 #[test]
-fn a_writer_says_how_much_it_took_which_is_always_all() {
+fn writers_always_accept_all_bytes() {
     let mut buf = [0; 4];
     let mut window = ChunkWriter::new(&mut buf, 2);
     assert_eq!(window.write(b"abc"), Ok(3));
@@ -22,7 +22,7 @@ fn a_writer_says_how_much_it_took_which_is_always_all() {
 }
 
 #[test]
-fn a_connection_may_end_between_commands_only() {
+fn command_decoders_are_at_a_boundary_only_between_commands() {
     let mut commands = nsqd::CommandDecoder::new();
     assert!(commands.at_boundary());
     for (bytes, boundary) in
@@ -51,9 +51,9 @@ fn a_connection_may_end_between_commands_only() {
     }
 }
 
-/// 2^32 and a little is not a little.
+/// A number above 2^32 does not wrap to a small one.
 #[test]
-fn a_number_above_32_bits_is_a_large_one() {
+fn a_number_above_32_bits_is_out_of_range() {
     let rdy = |number: &str| {
         let mut commands = nsqd::CommandDecoder::new();
         let text = format!("  V2SUB t c\nRDY {number}\n");
@@ -69,7 +69,7 @@ fn a_number_above_32_bits_is_a_large_one() {
 }
 
 #[test]
-fn digits_are_those_of_the_base() {
+fn numbers_have_only_digits_of_their_base() {
     let read = |text: &str| {
         let mut decoder = ResponseDecoder::new();
         let mut input = text.as_bytes();
@@ -92,9 +92,9 @@ fn digits_are_those_of_the_base() {
     }
 }
 
-/// As Go's `%q`.
+/// The quotes are those of Go's `%q`.
 #[test]
-fn what_a_client_said_is_quoted() {
+fn a_clients_bytes_are_quoted_in_errors() {
     let shown =
         |text: &[u8]| nsqd::Refusal::BadTopic { verb: nsqd::Verb::Pub, name: text }.to_string();
     let quoted = shown(b"\x07\x08\t\n\x0b\x0c\r\"\\\x01\x7f\xff");
@@ -112,7 +112,7 @@ fn tokens(json: &str) -> Vec<(Option<bool>, Option<i32>, Option<i32>)> {
 }
 
 #[test]
-fn a_token_is_what_it_is() {
+fn tokens_convert_only_to_their_own_type() {
     let none = (None, None, None);
     assert_eq!(
         tokens("[true,false,null,7,-7,7.5,99999999999,\"x\"]"),
@@ -131,7 +131,7 @@ fn a_token_is_what_it_is() {
     );
 }
 
-/// A text longer than a length has bits for is cut, whatever the buffer.
+/// A text's length has 16 bits: a longer text is cut off, whatever the buffer.
 #[test]
 fn a_text_has_at_most_65535_bytes() {
     for (len, kept) in [(65_534, 65_534), (65_535, 65_535), (65_536, 65_535), (70_000, 65_535)] {
@@ -144,7 +144,7 @@ fn a_text_has_at_most_65535_bytes() {
 }
 
 #[test]
-fn an_answer_may_end_between_frames_only() {
+fn response_decoders_are_at_a_boundary_only_between_frames() {
     let mut frames = nsqd::FrameDecoder::new(100);
     assert!(frames.at_boundary());
     for (bytes, boundary) in [(&b"\0\0"[..], false), (b"\0\x06\0\0\0\0O", false), (b"K", true)] {
@@ -166,7 +166,7 @@ fn an_answer_may_end_between_frames_only() {
 }
 
 #[test]
-fn a_text_is_the_string_of_a_token() {
+fn only_string_tokens_have_a_text() {
     let mut scanner = Scanner::<16>::new();
     let mut input = &b"\"x\""[..];
     let token = scanner.next(&mut input).unwrap().unwrap();

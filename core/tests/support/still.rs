@@ -1,4 +1,4 @@
-//! A platform on which nothing happens.
+//! A platform without network and timers.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use nanonsq_core::drive::{AcceptError, Dialer, Listener, Sleep, Transport};
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
 
-/// Nobody is there, and it is always the same time unless it is set.
+/// No connection succeeds, and the time only changes when it is set.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Still(pub(crate) Rc<Cell<u64>>);
 

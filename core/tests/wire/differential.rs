@@ -1,4 +1,4 @@
-//! The scanners against serde-json-core, on generated objects.
+//! Compares the scanners with serde-json-core, on generated objects.
 
 use nanonsq_core::wire::json::Fields;
 use nanonsq_core::wire::nsqd::{IdentifyResponse, Settings};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 use crate::emitted;
 use crate::support::{Random, granted, identification, node};
 
-/// IDENTIFY's body (`nsqd/client_v2.go`, `identifyDataV2`).
+/// The body of IDENTIFY (`nsqd/client_v2.go`, `identifyDataV2`).
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Request<'a> {
@@ -29,7 +29,7 @@ struct Request<'a> {
     topology_zone: Option<&'a str>,
 }
 
-/// Of the answer, what a client uses.
+/// The fields of the response that a client uses.
 #[derive(Deserialize)]
 #[serde(default)]
 struct Response {
@@ -47,7 +47,7 @@ impl Default for Response {
     }
 }
 
-/// What nsqd registers itself with (`nsqd/lookup.go`).
+/// The body with which nsqd registers itself (`nsqd/lookup.go`).
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Node<'a> {
@@ -75,7 +75,8 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// A JSON object of some of `fields`, in any order, with unknown keys, nulls and white space.
+/// Returns a JSON object of some of `fields`, in any order, with unknown keys, nulls and white
+/// space.
 fn object(random: &mut Random, fields: &[(&str, &[&str])], nulls: bool) -> String {
     let mut fields: Vec<_> = fields.iter().filter(|_| random.below(8) != 0).collect();
     for at in (1..fields.len()).rev() {
@@ -138,7 +139,7 @@ fn granted_reads_what_serde_reads() {
     }
 }
 
-/// The answer by way of the JSON scanner, or `None` if it has a value of another type.
+/// Reads the response with the JSON scanner; `None` if a value has another type.
 fn scanned(json: &str) -> Option<([u32; 3], bool)> {
     const KEYS: [&str; 4] = ["max_rdy_count", "msg_timeout", "max_msg_timeout", "auth_required"];
     let (mut numbers, mut auth_required) = ([2500, 60_000, 900_000], false);
@@ -154,7 +155,7 @@ fn scanned(json: &str) -> Option<([u32; 3], bool)> {
     Some((numbers, auth_required))
 }
 
-/// The reader without a JSON parser against one with it: the same numbers, or both refuse.
+/// The reader without a JSON parser reads the same numbers as one with it, or both refuse.
 #[test]
 fn granted_reads_what_a_json_scanner_reads() {
     let numbers: &[&str] = &[

@@ -1,5 +1,5 @@
 //! Ten million bytes of random and mutated input into every decoder, in random chunks: none
-//! panics, each fault has a reason, each call that gives nothing has taken all it was given.
+//! panics, each fault has a text, and each call without an item consumes all its input.
 
 use std::fmt::Display;
 
@@ -13,9 +13,9 @@ use crate::support::Random;
 
 const TOTAL: usize = 10_000_000;
 
-/// Feeds `feed` with chunks, telling it when a new stream begins, until it has taken `TOTAL` bytes.
+/// Calls `feed` with chunks, and whether a new stream begins, until it has decoded `TOTAL` bytes.
 ///
-/// `feed` returns how many bytes were decoded before a fault, if there was one.
+/// `feed` returns how many bytes were decoded; as an error if there was a fault.
 fn ten_million_bytes(
     seed: u64,
     corpus: &[&[u8]],
@@ -42,7 +42,7 @@ fn ten_million_bytes(
                         total += taken;
                     }
                     faulted = true;
-                    // Now and then a decoder is used on after its fault.
+                    // Sometimes a decoder is used after its fault.
                     if random.below(4) != 0 {
                         break;
                     }
@@ -85,7 +85,7 @@ fn compose(random: &mut Random, corpus: &[&[u8]], stream: &mut Vec<u8>) {
 }
 
 #[track_caller]
-fn has_a_reason(fault: impl Display) {
+fn has_a_text(fault: impl Display) {
     let text = fault.to_string();
     assert!(text.len() > 3, "{text:?}");
 }
@@ -119,7 +119,7 @@ fn ten_million_bytes_of_garbage_frames() {
                     return Ok(len);
                 }
                 Err(fault) => {
-                    has_a_reason(fault);
+                    has_a_text(fault);
                     return Err(len - chunk.len());
                 }
             }
@@ -147,7 +147,7 @@ fn ten_million_bytes_of_garbage_replies() {
                     return Ok(len);
                 }
                 Err(fault) => {
-                    has_a_reason(fault);
+                    has_a_text(fault);
                     return Err(len - chunk.len());
                 }
             }
@@ -182,7 +182,7 @@ fn ten_million_bytes_of_garbage_v1_commands() {
                     return Ok(len);
                 }
                 Err(refusal) => {
-                    has_a_reason(refusal);
+                    has_a_text(refusal);
                     return Err(len - chunk.len());
                 }
             }
@@ -224,7 +224,7 @@ fn ten_million_bytes_of_garbage_v2_commands() {
                     return Ok(len);
                 }
                 Err(refusal) => {
-                    has_a_reason(refusal);
+                    has_a_text(refusal);
                     return Err(len - chunk.len());
                 }
             }
@@ -264,7 +264,7 @@ fn ten_million_bytes_of_garbage_json() {
                     return Ok(len);
                 }
                 Err(error) => {
-                    has_a_reason(error);
+                    has_a_text(error);
                     return Err(len - chunk.len());
                 }
             }
@@ -278,7 +278,7 @@ fn ten_million_bytes_of_garbage_granted() {
     let mut scanner = nsqd::GrantedScanner::new();
     ten_million_bytes(6, &JSON, |fresh, chunk| {
         if fresh {
-            scanner.finish().map_or_else(has_a_reason, |_| ());
+            scanner.finish().map_or_else(has_a_text, |_| ());
             scanner = Default::default();
         }
         scanner.feed(chunk);
@@ -291,11 +291,11 @@ fn ten_million_bytes_of_garbage_identification() {
     let mut scanner = nsqd::IdentifyScanner::<24, 20>::new();
     ten_million_bytes(8, &JSON, |fresh, chunk| {
         if fresh {
-            scanner.finish(&Limits::NSQD).map_or_else(has_a_reason, |_| ());
+            scanner.finish(&Limits::NSQD).map_or_else(has_a_text, |_| ());
             scanner = Default::default();
         }
         scanner.feed(chunk).map(|()| chunk.len()).map_err(|error| {
-            has_a_reason(error);
+            has_a_text(error);
             0
         })
     });
@@ -306,11 +306,11 @@ fn ten_million_bytes_of_garbage_node() {
     let mut scanner = nsqlookupd::NodeInfoScanner::new();
     ten_million_bytes(10, &JSON, |fresh, chunk| {
         if fresh {
-            scanner.finish().map_or_else(has_a_reason, |_| ());
+            scanner.finish().map_or_else(has_a_text, |_| ());
             scanner = Default::default();
         }
         scanner.feed(chunk).map(|()| chunk.len()).map_err(|error| {
-            has_a_reason(error);
+            has_a_text(error);
             0
         })
     });

@@ -1,4 +1,4 @@
-//! nsqd and nsqlookupd 1.3.0, byte for byte.
+//! The protocol between nsqd and nsqlookupd 1.3.0, byte for byte.
 
 use nanonsq_core::wire::nsqlookupd::{
     Command, IdentifyReply, LINE_MAX, MAGIC, NodeInfo, OK, Refusal, emit_refusal, emit_reply,
@@ -7,10 +7,10 @@ use nanonsq_core::wire::nsqlookupd::{
 use crate::emitted;
 use crate::support::{channel, node, replies, topic, v1_items};
 
-/// As sent by the real nsqd.
+/// The body of IDENTIFY of the real nsqd.
 pub(crate) const IDENTIFY: &str = r#"{"broadcast_address":"127.0.0.1","hostname":"vm","http_port":24351,"tcp_port":24350,"topology_region":"","topology_zone":"","version":"1.3.0"}"#;
 
-/// As answered by the real nsqlookupd.
+/// The response of the real nsqlookupd.
 pub(crate) const IDENTIFY_REPLY: &str = r#"{"broadcast_address":"127.0.0.1","hostname":"vm","http_port":24161,"tcp_port":24160,"version":"1.3.0"}"#;
 
 pub(crate) const NODE: NodeInfo<'static> = NodeInfo {

@@ -1,4 +1,4 @@
-//! nsqd 1.3.0, byte for byte.
+//! The protocol of nsqd 1.3.0, byte for byte.
 
 use nanonsq_core::wire::nsqd::{
     CLOSE_WAIT, ErrorCode, FrameType, HEARTBEAT, IdentifyNumber, IdentifyOption, IdentifyRequest,
@@ -13,7 +13,7 @@ use crate::support::{
     Trickle, channel, frames, granted, identification, identify, requires_auth, topic, v2_items,
 };
 
-/// As answered by the real nsqd.
+/// The response of the real nsqd.
 pub(crate) const IDENTIFY_RESPONSE: &str = r#"{"max_rdy_count":2500,"version":"1.3.0","max_msg_timeout":900000,"msg_timeout":60000,"tls_v1":false,"deflate":false,"deflate_level":6,"max_deflate_level":6,"snappy":false,"sample_rate":0,"auth_required":false,"output_buffer_size":16384,"output_buffer_timeout":250,"topology_region":"","topology_zone":""}"#;
 
 pub(crate) const ID: MessageId = MessageId(*b"0e56cbb0bd1e8000");
@@ -25,7 +25,7 @@ const REQUEST: IdentifyRequest<'static> = IdentifyRequest {
     heartbeat_interval: 1000,
 };
 
-/// All of them, none at nsqd's default.
+/// All settings, each with a value other than nsqd's default.
 const NUMBERS: [IdentifyNumber; 5] = [
     IdentifyNumber::output_buffer_size(64),
     IdentifyNumber::output_buffer_timeout(25),
@@ -49,7 +49,7 @@ fn identify_response_is_nsqds() {
 }
 
 #[test]
-fn requires_auth_takes_what_is_said() {
+fn requires_auth_reads_the_response() {
     let asks = IdentifyResponse { auth_required: true, ..IdentifyResponse::default() };
     assert_eq!(requires_auth(&[&emitted!(asks)[..]]), Ok(true));
     let quoted = IdentifyResponse { version: r#""auth_required":true"#, ..Default::default() };
@@ -70,7 +70,7 @@ fn requires_auth_takes_what_is_said() {
 }
 
 #[test]
-fn granted_takes_what_is_said() {
+fn granted_reads_the_response() {
     let of = |json: &str| granted(&[json.as_bytes()]);
     let default = of("{}").unwrap();
     assert_eq!(
@@ -85,7 +85,7 @@ fn granted_takes_what_is_said() {
         (given.max_rdy_count, given.msg_timeout_ms, given.max_msg_timeout_ms, given.auth_required),
         (1, 2, 3, true)
     );
-    // nsqd's own limit may be any number of 64 bits.
+    // nsqd's limit may be any number of 64 bits.
     assert_eq!(of("{\"max_rdy_count\":9223372036854775807}").unwrap().max_rdy_count, u32::MAX);
     assert_eq!(of("{\"max_rdy_count\":-9223372036854775808}").unwrap().max_rdy_count, 0);
     for bad in ["", "O", "[]", "{", "{\"msg_timeout\":\"5\"}", "{\"msg_timeout\":[5]}"] {
@@ -134,7 +134,7 @@ fn identify_request_is_what_nsqd_reads() {
 }
 
 #[test]
-fn what_clients_send_is_read() {
+fn identify_of_other_clients_is_read() {
     // tokio-nsq sends nulls, go-nsq sends the deprecated ids.
     let tokio = br#"{"client_id":null,"hostname":"h","user_agent":"tokio_nsq/0.14.0","feature_negotiation":true,"tls_v1":false,"deflate":false,"deflate_level":null,"snappy":false,"sample_rate":null}"#;
     let read = identification(&[&tokio[..]]).unwrap();
@@ -143,7 +143,7 @@ fn what_clients_send_is_read() {
     let go = br#"{"client_id":"vm","deflate":false,"deflate_level":6,"feature_negotiation":true,"heartbeat_interval":30000,"hostname":"vm","long_id":"vm","msg_timeout":0,"output_buffer_size":16384,"output_buffer_timeout":250,"sample_rate":0,"short_id":"vm","snappy":false,"tls_v1":false,"user_agent":"go-nsq/1.1.0"}"#;
     let read = identification(&[&go[..]]).unwrap();
     assert_eq!(read.settings.heartbeat_interval, 30_000);
-    // Python escapes beyond the basic plane in two halves.
+    // Python escapes characters beyond the basic plane as surrogate pairs.
     let read = identification(&[&br#"{"hostname":"\ud83d\ude00"}"#[..]]).unwrap();
     assert_eq!(read.hostname, "\u{1f600}");
     let read = identification(&[format!(r#"{{"hostname":"{}"}}"#, "h".repeat(40)).as_bytes()]);
@@ -157,7 +157,7 @@ fn commands_are_what_nsqd_reads() {
     emit_auth(&mut bytes, b"s3").unwrap();
     assert_eq!(bytes, b"AUTH\n\0\0\0\x02s3");
     let sub = b"SUB t c\n";
-    // Writers that take little at a time, or one piece of it.
+    // A writer that takes one byte at a time, and one that keeps a window of three bytes.
     let mut trickle = Trickle(Vec::new());
     emit_sub(&mut trickle, &t, &c).unwrap();
     assert_eq!(trickle.0, sub);
@@ -256,7 +256,7 @@ fn every_command_makes_the_round_trip() {
         "Sub { topic: \"t\", channel: \"c\" }",
         "Rdy(2500)",
         "Fin(0e56cbb0bd1e8000)",
-        // Clamped, not refused.
+        // The delay is limited, not refused.
         "Req { id: 0e56cbb0bd1e8000, delay_ms: 3600000 }",
         "Touch(0e56cbb0bd1e8000)",
         "Cls",

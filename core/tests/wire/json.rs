@@ -71,7 +71,7 @@ fn strings_are_unescaped_and_cut() {
         (r#""a\"\\\/\b\f\n\r\tb""#, r#""a\"\\/\x08\x0c\n\r\tb""#),
         (r#""\u0041\u00e9\u20AC""#, r#""A\xc3\xa9\xe2\x82\xac""#),
         (r#""\ud83d\ude00""#, r#""\xf0\x9f\x98\x80""#),
-        // Lone halves.
+        // Lone surrogates.
         (r#""\ud83d""#, r#""\xef\xbf\xbd""#),
         (r#""\ude00""#, r#""\xef\xbf\xbd""#),
         (r#""\ud83dx""#, r#""\xef\xbf\xbdx""#),
@@ -104,7 +104,7 @@ fn a_cut_text_ends_between_characters() {
 }
 
 #[test]
-fn what_is_not_json_is_refused_with_place_and_reason() {
+fn errors_of_invalid_documents_have_a_position_and_a_problem() {
     for (json, at, problem) in [
         ("", 0, Problem::Incomplete),
         ("  ", 2, Problem::Incomplete),
@@ -137,7 +137,7 @@ fn what_is_not_json_is_refused_with_place_and_reason() {
 }
 
 #[test]
-fn an_error_stays() {
+fn an_error_is_final() {
     let mut scanner = Scanner::<4>::new();
     let mut input = &b"[x"[..];
     assert_eq!(scanner.next(&mut input), Ok(Some(Token::ArrayStart)));
@@ -163,7 +163,7 @@ fn nesting_is_bounded() {
 }
 
 #[test]
-fn fields_pick_the_top_level_only() {
+fn fields_reads_only_the_top_level() {
     let keys = ["b", "c", "toolongf"];
     let all = |json: &str| {
         let mut fields = Fields::<8>::new();
@@ -182,7 +182,7 @@ fn fields_pick_the_top_level_only() {
     assert_eq!((error.at(), error.problem()), (6, Problem::Incomplete));
     assert_eq!(all("[]").unwrap_err().problem(), Problem::NotAnObject);
     assert_eq!(all("\"{}\"").unwrap_err().problem(), Problem::NotAnObject);
-    // As Go reads it: keys in any case, and a null of everything.
+    // As in Go, keys match in any case, and null is an empty object.
     let json = r#"{"B":1,"TooLongF":2,"TOOLONGFORIT":3,"\u0062":4,"\u0043":5}"#;
     let fields = vec![(0, Some(1)), (2, Some(2)), (0, Some(4)), (1, Some(5))];
     assert_eq!(all(json), Ok(fields));
@@ -198,7 +198,7 @@ fn fields_pick_the_top_level_only() {
 }
 
 #[test]
-fn what_is_written_reads_back() {
+fn written_json_is_read_back() {
     for text in
         ["", "plain", "q\"b\\s/", "\u{0}\u{1}\n\u{1f}\u{20}\u{7f}", "\u{e9}\u{20ac}\u{1f600}"]
     {

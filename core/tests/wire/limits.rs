@@ -1,4 +1,4 @@
-//! Every limit at its edge: the last value taken, the first refused, zero, negative, huge.
+//! Every limit at its edge: the last accepted value, the first refused, zero, negative, huge.
 
 use nanonsq_core::wire::nsqd::{self, FrameDecoder, Limits};
 use nanonsq_core::wire::nsqlookupd::{self, ReplyDecoder};
@@ -33,7 +33,7 @@ fn frame_sizes() {
             (size - 4, size - 4, true, true)
         );
     }
-    // Nothing but empty frames.
+    // Only empty frames are accepted.
     assert_eq!(frame_fault(0, b"\0\0\0\x05\0\0\0\0"), DecodeError::BadLength { len: 5, max: 4 });
     assert!(FrameDecoder::new(0).next(&mut &b"\0\0\0\x04\0\0\0\0"[..]).unwrap().is_some());
 }
@@ -91,17 +91,17 @@ fn command(line: &str, numbers: &[i32]) -> Vec<u8> {
 #[test]
 fn message_sizes() {
     for verb in ["PUB t", "DPUB t 0"] {
-        let word = verb.split(' ').next().unwrap();
+        let name = verb.split(' ').next().unwrap();
         assert_eq!(
             last(&SMALL, &command(verb, &[10])),
-            format!("E_BAD_MESSAGE {word} failed to read message body")
+            format!("E_BAD_MESSAGE {name} failed to read message body")
         );
         assert_eq!(
             last(&SMALL, &command(verb, &[11])),
-            format!("E_BAD_MESSAGE {word} message too big 11 > 10")
+            format!("E_BAD_MESSAGE {name} message too big 11 > 10")
         );
         for len in [0, -1, i32::MIN] {
-            let expected = format!("E_BAD_MESSAGE {word} invalid message body size {len}");
+            let expected = format!("E_BAD_MESSAGE {name} invalid message body size {len}");
             assert_eq!(last(&SMALL, &command(verb, &[len])), expected);
         }
     }

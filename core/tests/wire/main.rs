@@ -1,5 +1,5 @@
-//! The wire layer from outside: golden bytes of the real servers, round trips, every split, every
-//! limit, and garbage.
+//! The wire layer's public interface: golden bytes of the real servers, round trips, every split,
+//! every limit, and garbage.
 
 mod differential;
 mod garbage;

@@ -1,4 +1,4 @@
-//! Each refusal in the words of nsqd and nsqlookupd 1.3.0.
+//! Each refusal has the text of nsqd and nsqlookupd 1.3.0.
 
 use nanonsq_core::wire::nsqd::{self, ErrorCode, Limits, Refusal, Settings, Verb};
 use nanonsq_core::wire::nsqlookupd;
@@ -105,7 +105,7 @@ fn v2_unfinished_bodies() {
 }
 
 #[test]
-fn v2_magic_and_what_follows_a_refusal() {
+fn v2_magic_and_bytes_after_a_refusal() {
     assert_eq!(v2_items(&Limits::NSQD, &[&b"  V3NOP\n"[..]]), ["E_BAD_PROTOCOL"]);
     let mut decoder = nsqd::CommandDecoder::new();
     let mut input = &b"  V2X\nNOP\n"[..];
@@ -173,7 +173,7 @@ fn v2_settings() {
     let both = Settings { feature_negotiation: true, deflate: true, snappy: true, ..none };
     let text = "E_IDENTIFY_FAILED cannot enable both deflate and snappy compression";
     assert_eq!(set(both), Err(text.to_string()));
-    // A server that compresses nothing has nothing to refuse, nor one that is asked for nothing.
+    // Not refused by a server without compression, or without negotiation.
     assert_eq!(both.check(&Limits { deflate: false, ..Limits::NSQD }), Ok(()));
     assert_eq!(set(Settings { feature_negotiation: false, ..both }), Ok(()));
 }
@@ -214,7 +214,7 @@ fn v2_identify_bodies() {
 }
 
 #[test]
-fn v2_what_a_server_says_itself() {
+fn v2_refusals_of_the_engine() {
     for (refusal, text, fatal) in [
         (Refusal::HeartbeatsOff, "E_INVALID cannot SUB with heartbeats disabled", true),
         (Refusal::AuthDisabled, "E_AUTH_DISABLED AUTH disabled", true),
@@ -275,7 +275,7 @@ fn v1_lines() {
     ] {
         v1_refuses(format!("{IDENTIFIED}{line}\n").as_bytes(), text);
     }
-    // No channel, as nsqlookupd reads it.
+    // As in nsqlookupd, an empty channel means no channel.
     let stream = format!("  V1{IDENTIFIED}REGISTER t  c\n");
     assert_eq!(v1_items(9, &[stream.as_bytes()])[4], "Register { topic: \"t\", channel: None }");
     assert_eq!(v1_items(9, &[&b"  V2PING\n"[..]]), ["E_BAD_PROTOCOL"]);
@@ -292,7 +292,7 @@ fn v1_identify_bodies() {
     assert_eq!(node(&[b"null"]), Err(nsqlookupd::Refusal::MissingFields));
     let odd = full.replace("\"v\"", "\"\u{e9}\"");
     let bytes = odd.as_bytes().iter().map(|&byte| if byte == 0xa9 { b'v' } else { byte });
-    // Not UTF-8: as Go reads it.
+    // Invalid UTF-8 is replaced, as in Go.
     assert_eq!(node(&[&bytes.collect::<Vec<_>>()[..]]).unwrap().version, "\u{fffd}v");
     for (from, to, refusal) in [
         ("\"a\"", "\"\"", nsqlookupd::Refusal::MissingFields),

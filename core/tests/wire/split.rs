@@ -1,4 +1,4 @@
-//! Splitting the input elsewhere never changes what is decoded.
+//! The decoded items never depend on where the input is split.
 
 use std::fmt::Debug;
 
@@ -10,7 +10,8 @@ use crate::support::{
     frames, granted, identification, node, replies, requires_auth, tokens, v1_items, v2_items,
 };
 
-/// Decodes `input` whole, cut in two everywhere, byte by byte, and, if short, in three everywhere.
+/// Decodes `input` as a whole, in two parts at every split, byte by byte, and, if short, in three
+/// parts.
 #[track_caller]
 fn alike<T: Debug + PartialEq>(input: &[u8], decode: impl Fn(&[&[u8]]) -> T) {
     let whole = decode(&[input]);
@@ -37,7 +38,7 @@ fn split_at_every_byte_frames() {
     emit_frame(&mut stream, FrameType::Error, b"E_BAD_TOPIC PUB topic name").unwrap();
     emit_frame(&mut stream, FrameType::Message, b"0123456789012345678901234567body").unwrap();
     alike(&stream, frames);
-    // Cut off, and every fault.
+    // A stream that is cut off, and every fault.
     alike(&stream[..stream.len() - 3], frames);
     alike(b"\0\0\0\x06\0\0\0\0OKHTTP/1.1 400 Bad Request\r\n", frames);
     alike(b"\0\0\0\x03\0\0\0\0OK", frames);

@@ -1,4 +1,4 @@
-//! What the tests share: transcripts of decoders, and a small seeded generator.
+//! Helpers: transcripts of decoders, and a small seeded generator.
 
 use std::fmt::Display;
 
@@ -14,7 +14,7 @@ pub(crate) fn channel(name: &str) -> ChannelName {
     ChannelName::new(name).unwrap()
 }
 
-/// What an encoder writes, checked to be as long as it says.
+/// Returns the bytes of an encoder, and checks their length against `encoded_len`.
 #[macro_export]
 macro_rules! emitted {
     ($thing:expr) => {{
@@ -29,7 +29,7 @@ macro_rules! emitted {
     }};
 }
 
-/// IDENTIFY as a client writes it.
+/// Returns the bytes of a client's IDENTIFY.
 pub(crate) fn identify(
     request: &nsqd::IdentifyRequest<'_>,
     numbers: &[nsqd::IdentifyNumber],
@@ -43,7 +43,7 @@ pub(crate) fn identify(
     bytes
 }
 
-/// What happened, in words, data joined where it was split.
+/// The decoded items as lines, with split data joined.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Transcript {
     pub lines: Vec<String>,
@@ -52,9 +52,9 @@ pub(crate) struct Transcript {
 }
 
 impl Transcript {
-    pub(crate) fn say(&mut self, what: impl Display) {
+    pub(crate) fn line(&mut self, item: impl Display) {
         self.flush();
-        self.lines.push(what.to_string());
+        self.lines.push(item.to_string());
     }
 
     fn data(&mut self, data: &[u8]) {
@@ -70,7 +70,7 @@ impl Transcript {
     }
 }
 
-/// The frames in a stream, up to its fault.
+/// Returns the frames of a stream, up to its fault.
 pub(crate) fn frames(chunks: &[&[u8]]) -> Vec<String> {
     let mut decoder = nsqd::FrameDecoder::new(1000);
     let mut transcript = Transcript::default();
@@ -80,27 +80,27 @@ pub(crate) fn frames(chunks: &[&[u8]]) -> Vec<String> {
             match decoder.next(&mut chunk) {
                 Ok(Some(part)) => {
                     if part.first {
-                        transcript.say(format!("{:?} of {}", part.frame_type, part.size));
+                        transcript.line(format!("{:?} of {}", part.frame_type, part.size));
                     }
                     transcript.data(part.data);
                     if part.last {
-                        transcript.say("end");
+                        transcript.line("end");
                     }
                 }
                 Ok(None) => break,
                 Err(fault) => {
-                    transcript.say(fault);
+                    transcript.line(fault);
                     return transcript.lines;
                 }
             }
         }
-        assert!(chunk.is_empty(), "all of it is taken");
+        assert!(chunk.is_empty(), "all bytes are consumed");
     }
-    transcript.say(if decoder.at_boundary() { "whole" } else { "cut" });
+    transcript.line(if decoder.at_boundary() { "whole" } else { "cut" });
     transcript.lines
 }
 
-/// The replies in a stream, up to its fault.
+/// Returns the replies of a stream, up to its fault.
 pub(crate) fn replies(chunks: &[&[u8]]) -> Vec<String> {
     let mut decoder = nsqlookupd::ReplyDecoder::new(1000);
     let mut transcript = Transcript::default();
@@ -110,27 +110,27 @@ pub(crate) fn replies(chunks: &[&[u8]]) -> Vec<String> {
             match decoder.next(&mut chunk) {
                 Ok(Some(part)) => {
                     if part.first {
-                        transcript.say("reply");
+                        transcript.line("reply");
                     }
                     transcript.data(part.data);
                     if part.last {
-                        transcript.say("end");
+                        transcript.line("end");
                     }
                 }
                 Ok(None) => break,
                 Err(fault) => {
-                    transcript.say(fault);
+                    transcript.line(fault);
                     return transcript.lines;
                 }
             }
         }
-        assert!(chunk.is_empty(), "all of it is taken");
+        assert!(chunk.is_empty(), "all bytes are consumed");
     }
-    transcript.say(if decoder.at_boundary() { "whole" } else { "cut" });
+    transcript.line(if decoder.at_boundary() { "whole" } else { "cut" });
     transcript.lines
 }
 
-/// What a nsqd reads of a stream, up to its refusal.
+/// Returns the items that nsqd reads from a stream, up to its refusal.
 pub(crate) fn v2_items(limits: &nsqd::Limits, chunks: &[&[u8]]) -> Vec<String> {
     let mut decoder = nsqd::CommandDecoder::new();
     let mut transcript = Transcript::default();
@@ -141,30 +141,30 @@ pub(crate) fn v2_items(limits: &nsqd::Limits, chunks: &[&[u8]]) -> Vec<String> {
                 Ok(Some(nsqd::Item::Part { data, last, done })) => {
                     transcript.data(data);
                     match (last, done) {
-                        (true, true) => transcript.say("done"),
-                        (true, false) => transcript.say("last"),
+                        (true, true) => transcript.line("done"),
+                        (true, false) => transcript.line("last"),
                         (false, false) => {}
                         (false, true) => panic!("done before the last part"),
                     }
                 }
-                Ok(Some(item)) => transcript.say(format!("{item:?}")),
+                Ok(Some(item)) => transcript.line(format!("{item:?}")),
                 Ok(None) => break,
                 Err(refusal) => {
-                    transcript.say(refusal);
+                    transcript.line(refusal);
                     return transcript.lines;
                 }
             }
         }
-        assert!(chunk.is_empty(), "all of it is taken");
+        assert!(chunk.is_empty(), "all bytes are consumed");
     }
-    transcript.say(format!("{:?}, {}", decoder.phase(), decoder.at_boundary()));
+    transcript.line(format!("{:?}, {}", decoder.phase(), decoder.at_boundary()));
     if let Err(refusal) = decoder.end() {
-        transcript.say(refusal);
+        transcript.line(refusal);
     }
     transcript.lines
 }
 
-/// What a nsqlookupd reads of a stream, up to its refusal.
+/// Returns the items that nsqlookupd reads from a stream, up to its refusal.
 pub(crate) fn v1_items(max: u32, chunks: &[&[u8]]) -> Vec<String> {
     let mut decoder = nsqlookupd::CommandDecoder::new(max);
     let mut transcript = Transcript::default();
@@ -175,27 +175,27 @@ pub(crate) fn v1_items(max: u32, chunks: &[&[u8]]) -> Vec<String> {
                 Ok(Some(nsqlookupd::Item::Part { data, last })) => {
                     transcript.data(data);
                     if last {
-                        transcript.say("done");
+                        transcript.line("done");
                     }
                 }
-                Ok(Some(item)) => transcript.say(format!("{item:?}")),
+                Ok(Some(item)) => transcript.line(format!("{item:?}")),
                 Ok(None) => break,
                 Err(refusal) => {
-                    transcript.say(refusal);
+                    transcript.line(refusal);
                     return transcript.lines;
                 }
             }
         }
-        assert!(chunk.is_empty(), "all of it is taken");
+        assert!(chunk.is_empty(), "all bytes are consumed");
     }
-    transcript.say(decoder.at_boundary());
+    transcript.line(decoder.at_boundary());
     if let Err(refusal) = decoder.end() {
-        transcript.say(refusal);
+        transcript.line(refusal);
     }
     transcript.lines
 }
 
-/// The tokens of a document, up to its error.
+/// Returns the tokens of a document, up to its error.
 pub(crate) fn tokens(chunks: &[&[u8]]) -> Vec<String> {
     let mut scanner = Scanner::<12>::new();
     let mut lines = Vec::new();
@@ -211,7 +211,7 @@ pub(crate) fn tokens(chunks: &[&[u8]]) -> Vec<String> {
                 }
             }
         }
-        assert!(chunk.is_empty(), "all of it is taken");
+        assert!(chunk.is_empty(), "all bytes are consumed");
     }
     match scanner.end() {
         Ok(Some(token)) => lines.push(show(token)),
@@ -267,7 +267,7 @@ pub(crate) fn identification(
     scanner.finish(&nsqd::Limits::NSQD).cloned()
 }
 
-/// xorshift64*: the same numbers on every machine.
+/// A random generator (xorshift64*) with the same numbers on every machine.
 pub(crate) struct Random(pub u64);
 
 impl Random {
@@ -278,7 +278,7 @@ impl Random {
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
     }
 
-    /// From 0 to `end`, `end` excluded.
+    /// Returns a number below `end`.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         ((u64::from(self.next()) * end as u64) >> 32) as usize
     }
@@ -288,7 +288,7 @@ impl Random {
     }
 }
 
-/// A writer that takes one byte at a time, as a transport may.
+/// A writer that takes one byte at a time.
 pub(crate) struct Trickle(pub Vec<u8>);
 
 impl nanonsq_core::wire::ErrorType for Trickle {

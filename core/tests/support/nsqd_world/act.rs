@@ -1,4 +1,4 @@
-//! What clients and the application do.
+//! The actions of clients and of the application.
 
 use super::*;
 
@@ -13,7 +13,7 @@ impl<D: Dice> World<'_, D> {
         (first..first + len).map(|n| b'a' + (n % 26) as u8).collect()
     }
 
-    /// A client thinks of something to say.
+    /// Chooses the next command of a client.
     pub(super) fn choose_command(&mut self, client: usize) {
         let topic = self.below(3);
         let name = TOPIC_NAMES[topic];
@@ -31,7 +31,7 @@ impl<D: Dice> World<'_, D> {
         };
         let id = format!("00000007{number:08x}");
         let subscribed = self.connections[client].subscribed;
-        let said_cls = self.connections[client].said_cls;
+        let sent_cls = self.connections[client].sent_cls;
         let quiet = self.crowd && !self.random.one_in(32);
         let (bytes, effect) = match self.below(20) {
             0 => (b"NOP\n".to_vec(), Effect::None),
@@ -79,7 +79,7 @@ impl<D: Dice> World<'_, D> {
                 (format!("REQ {id} {delay}\n").into_bytes(), Effect::Req(number, delay))
             }
             11 => (format!("TOUCH {id}\n").into_bytes(), Effect::Touch(number)),
-            12 if !said_cls && self.random.one_in(8) => (b"CLS\n".to_vec(), Effect::Cls),
+            12 if !sent_cls && self.random.one_in(8) => (b"CLS\n".to_vec(), Effect::Cls),
             _ => (format!("FIN {id}\n").into_bytes(), Effect::Fin(number)),
         };
         if matches!(effect, Effect::Touch(_)) {
@@ -113,7 +113,7 @@ impl<D: Dice> World<'_, D> {
             Err(PublishError::Full) => {
                 assert!(has_slot && need > had);
                 assert_eq!(self.node.counters().refused, before.refused + 1);
-                assert_eq!(dropped, 0, "nothing changed");
+                assert_eq!(dropped, 0, "a refused message changes nothing");
                 if exact {
                     assert!(!self.model.make_room(need));
                 }
@@ -136,16 +136,16 @@ impl<D: Dice> World<'_, D> {
         assert_eq!(self.node.counters().dropped, self.model.dropped);
     }
 
-    /// The application, or HTTP, does something to topics and channels.
+    /// Changes topics and channels like the application or HTTP.
     pub(super) fn administer(&mut self) {
         let (topic, channel) = (self.below(3), self.below(3));
         let (topic_is, channel_is) = (topic_name(topic), channel_name(channel));
         let now = self.instant();
         let at = self.model.topic(topic);
         let no_topic = |at: Option<usize>| at.ok_or(NsqdError::NoTopic);
-        let what = self.below(16);
+        let action = self.below(16);
         let node = &mut self.node;
-        let (done, expected) = match what {
+        let (done, expected) = match action {
             0 | 7 if topic.max(channel) >= self.named => return,
             0 => {
                 let done = node.create(now, &topic_is, None);
@@ -186,7 +186,7 @@ impl<D: Dice> World<'_, D> {
                 let found = no_topic(at)
                     .and_then(|at| self.model.channel(at, channel).ok_or(NsqdError::NoChannel));
                 let model = &mut self.model;
-                match what {
+                match action {
                     8 if self.random.one_in(2) => (
                         node.delete(now, &topic_is, Some(&channel_is)),
                         found.map(|at| model.delete_channel(at)),

@@ -1,16 +1,16 @@
-//! Whether what can be seen of the nsqd is what the model says.
+//! Compares the visible state of the nsqd with the model.
 
 use super::*;
 
 impl<D: Dice> World<'_, D> {
-    /// Whether all blocks in use are those of messages that the model knows.
+    /// Returns whether all blocks in use belong to messages of the model.
     pub(super) fn is_exact(&self) -> bool {
         let is_publishing = |connection: &Connection| matches!(connection.pending, Some((_, at, Effect::Publish { .. })) if at > 0);
         self.model.subscribers.iter().all(|subscriber| !subscriber.closing)
             && !self.connections.iter().any(is_publishing)
     }
 
-    /// All that can be seen is what it should be.
+    /// Compares all visible state.
     pub(super) fn check(&mut self) {
         let Self { node, model, .. } = &*self;
         assert_eq!(node.topics().count(), model.topics.len());
@@ -90,19 +90,20 @@ impl<D: Dice> World<'_, D> {
         }
     }
 
-    /// Everybody reads until nothing comes: then nothing waits for who could have it.
+    /// Lets all clients read until no bytes come. Then no message may wait for a client that could
+    /// get it.
     pub(super) fn drain(&mut self) {
         loop {
             let version = self.node.version();
-            let mut heard = false;
+            let mut received = false;
             for client in 0..CLIENTS {
                 if self.model.subscribers[client].open {
                     while self.read_some(client, true) {
-                        heard = true;
+                        received = true;
                     }
                 }
             }
-            if !heard && self.node.version() == version {
+            if !received && self.node.version() == version {
                 break;
             }
         }
@@ -121,7 +122,7 @@ impl<D: Dice> World<'_, D> {
         self.model.forget();
     }
 
-    /// In the end everything that is left can be had, once, and nothing stays in the store.
+    /// Ends the life: every remaining message is delivered once, and the store is empty then.
     pub(super) fn finish(&mut self) {
         for client in 0..CLIENTS {
             if self.model.subscribers[client].open {
@@ -158,24 +159,24 @@ impl<D: Dice> World<'_, D> {
             self.model.channels[at].paused = false;
             self.connect(0);
             let (topic_is, channel_is) = (TOPIC_NAMES[topic], CHANNEL_NAMES[channel]);
-            let say = |world: &mut Self, text: String, effect: Effect| {
+            let send = |world: &mut Self, text: String, effect: Effect| {
                 world.connections[0].pending = Some((text.into_bytes(), 0, effect));
                 while world.connections[0].pending.is_some() {
                     world.send_some(0);
                 }
             };
-            say(self, "  V2".into(), Effect::None);
+            send(self, "  V2".into(), Effect::None);
             let sub = format!("SUB {topic_is} {channel_is}\n");
-            say(self, sub, Effect::Sub { topic, channel });
+            send(self, sub, Effect::Sub { topic, channel });
             while self.read_some(0, true) {}
-            say(self, "RDY 1\n".into(), Effect::Rdy(1));
+            send(self, "RDY 1\n".into(), Effect::Rdy(1));
             for _ in 0..waiting {
                 while self.read_some(0, true) {}
-                let number = *self.connections[0].sees.last().expect("one more");
-                say(self, format!("FIN 00000007{number:08x}\n"), Effect::Fin(number));
+                let number = *self.connections[0].sees.last().expect("another message");
+                send(self, format!("FIN 00000007{number:08x}\n"), Effect::Fin(number));
                 self.check();
             }
-            assert!(!self.read_some(0, true), "nothing more");
+            assert!(!self.read_some(0, true), "no further message");
             self.hang_up(0, Closed::Peer);
         }
         self.check();

@@ -1,8 +1,8 @@
-//! A node and a model of it without bounds, which live the same life of publishing, subscribing,
-//! answering, pausing, deleting and hanging up, over streams that are split anywhere. After every
-//! step all that can be seen of the node is what the model says.
+//! An nsqd and a model of it without bounds, with the same random actions: publishing, subscribing,
+//! answering, pausing, deleting and disconnecting, over streams that are split anywhere. After
+//! every step all visible state of the nsqd must be that of the model.
 //!
-//! What they do is thrown with [`Dice`]: seeded ones here, a fuzzer's bytes in the fuzz targets,
+//! [`Dice`] choose the actions: a seeded generator here, a fuzzer's bytes in the fuzz targets,
 //! which share this file.
 
 mod act;
@@ -20,22 +20,22 @@ use nanonsq_core::time::{Instant, Span};
 
 use model::{Channel, Model, Subscriber, defer_until};
 
-/// What decides.
+/// The source of random decisions.
 pub(crate) trait Dice {
-    /// A number below `n`.
+    /// Returns a number below `n`.
     fn below(&mut self, n: u32) -> u32;
 
-    /// True once in `n` times.
+    /// Returns true with probability 1 in `n`.
     fn one_in(&mut self, n: u32) -> bool {
         self.below(n) == 0
     }
 
-    /// Nothing more is to be decided.
+    /// Returns whether the source is exhausted.
     fn is_over(&self) -> bool;
 
-    /// Something was seen; a fuzzer goes on from where it saw something new.
-    fn note(&mut self, what: &[usize]) {
-        let _ = what;
+    /// Reports features of the state; a fuzzer continues from inputs with new ones.
+    fn note(&mut self, features: &[usize]) {
+        let _ = features;
     }
 }
 
@@ -48,13 +48,13 @@ const BLOCKS: usize = 40;
 const MSG_TIMEOUT: u64 = 2_000_000;
 const MAX_MSG_TIMEOUT: u64 = 5_000_000;
 const BODY_TIMEOUT: u64 = 3_000_000;
-/// What no client can take, and what clients can announce together: 12 and 30 percent.
+/// The blocks that no client can take, and that clients can announce together: 12 and 30 percent.
 const RESERVE: usize = 4;
 const ANNOUNCED: usize = 12;
-/// What topics that nobody consumes can have together, and one of them: 50 percent, and 7/8 of that.
+/// The blocks of all unconsumed topics together, and of one: 50 percent, and 7/8 of that.
 const UNCONSUMED: usize = 20;
 const UNCONSUMED_EACH: usize = 18;
-/// From which age on what waits without a channel may go, in units of 65.536 ms.
+/// The age from which messages without a channel may expire, in units of 65.536 ms.
 const OLD: u64 = 20_000_000 >> 16;
 
 const TOPIC_NAMES: [&str; 3] = ["t", "u", "x#ephemeral"];
@@ -85,12 +85,13 @@ fn config(full: Full) -> Config<'static> {
     config
 }
 
-/// What a body of that length takes, counted by hand: 22 bytes, 11 for each lane, 64 a block.
+/// Returns the blocks of a body of `len` bytes: a head of 22 bytes, 11 for each lane, 64 in a
+/// block.
 fn blocks(len: usize) -> usize {
     (22 + 11 * LANES + len).div_ceil(64)
 }
 
-/// Whether clients cannot announce that much together.
+/// Returns whether a batch is larger than what clients can announce together.
 fn never_fits(mpub: &[u8]) -> bool {
     let line = mpub.iter().position(|byte| *byte == b'\n').unwrap();
     let mut rest = &mpub[line + 9..];
@@ -110,7 +111,7 @@ fn frame(kind: u8, data: &str) -> Vec<u8> {
     frame
 }
 
-/// What a command does once all of it was taken.
+/// The effect of a command once all its bytes were taken.
 #[derive(Debug, Clone)]
 enum Effect {
     None,
@@ -125,14 +126,14 @@ enum Effect {
 
 struct Connection {
     pending: Option<(Vec<u8>, usize, Effect)>,
-    /// The frame of which a part was written.
+    /// The received part of a frame.
     got: Vec<u8>,
     offered: bool,
     sees: Vec<u64>,
     subscribed: bool,
-    said_cls: bool,
+    sent_cls: bool,
     reads: bool,
-    /// When the first bytes of what it says were taken.
+    /// The time at which the first bytes of the pending command were taken.
     begun: u64,
 }
 
@@ -144,7 +145,7 @@ impl Connection {
             offered: false,
             sees: Vec::new(),
             subscribed: false,
-            said_cls: false,
+            sent_cls: false,
             reads: true,
             begun: 0,
         }
@@ -159,9 +160,9 @@ struct World<'n, D> {
     now: u64,
     delivered: u64,
     holds: u64,
-    /// The application names so many of the topics and channels: others may be given back.
+    /// The application names the first `named` topics and channels; others may be evicted.
     named: usize,
-    /// Clients come and go, and hardly any has something to say, or wants a message.
+    /// Clients come and go, and hardly any sends commands or sets RDY.
     crowd: bool,
 }
 
@@ -186,7 +187,7 @@ impl<'n, D: Dice> World<'n, D> {
         self.random.below(n) as usize
     }
 
-    /// What the node has now.
+    /// Reads the present topics and channels of the nsqd.
     fn read_tables(&mut self) {
         let at = |names: &[&str], name: &str| names.iter().position(|it| *it == name).unwrap();
         let mut there = Vec::new();
@@ -207,7 +208,7 @@ impl<'n, D: Dice> World<'n, D> {
         self.node.client(client).unwrap()
     }
 
-    /// What a session did by itself shows in its link.
+    /// Updates the model from the session's link.
     fn follow(&mut self, client: usize) {
         let link = self.client(client).link();
         let subscriber = &self.model.subscribers[client];
@@ -216,7 +217,7 @@ impl<'n, D: Dice> World<'n, D> {
         }
         assert_eq!(self.model.subscribers[client].closing, link == Link::Close, "client {client}");
         if link == Link::Close && !self.model.subscribers[client].refused {
-            // If its channel was deleted, it hears of that only now.
+            // If the client's channel was deleted, the tick closes the session.
             let now = self.instant();
             self.client(client).tick(now);
             self.model.subscribers[client].writing = None;
@@ -240,7 +241,7 @@ impl<'n, D: Dice> World<'n, D> {
         self.connections[client].reads = !self.random.one_in(8);
     }
 
-    /// Hands over a part of what a client has to say.
+    /// Sends a part of a client's pending command.
     fn send_some(&mut self, client: usize) {
         let Some((bytes, at, effect)) = self.connections[client].pending.clone() else { return };
         let rest = bytes.len() - at;
@@ -256,7 +257,7 @@ impl<'n, D: Dice> World<'n, D> {
         }
         let has = free(&self.node);
         if self.model.full != Full::DropOldest && has < had {
-            assert!(usize::from(has) >= RESERVE, "a client took what is kept for the application");
+            assert!(usize::from(has) >= RESERVE, "a client took blocks of the reserve");
         }
         if let Effect::Publish { topic, bodies, .. } = &effect
             && bytes[0] != b'M'
@@ -267,17 +268,17 @@ impl<'n, D: Dice> World<'n, D> {
             let need = blocks(bodies[0].len());
             let has_share = self.model.has_share(self.now, *topic, need);
             let has_room = need + RESERVE <= usize::from(had);
-            assert!(!has_room || !has_share, "what is here as a whole does not wait");
+            assert!(!has_room || !has_share, "a message that has completely arrived does not wait");
         }
         if self.model.subscribers[client].closing {
-            assert_eq!(taken, most, "it is not listened to any more");
+            assert_eq!(taken, most, "a closing session discards all bytes");
             self.connections[client].pending = None;
             return self.follow(client);
         }
         if taken < most {
             self.holds += 1;
         }
-        // What a client publishes may make the node drop at any time: the model follows.
+        // A client's publishing may make the nsqd drop messages: the model drops the same.
         let after = self.node.counters();
         for _ in before.expired..after.expired {
             self.model.expire_held(self.now);
@@ -295,7 +296,7 @@ impl<'n, D: Dice> World<'n, D> {
         self.follow_refusal(client, false);
     }
 
-    /// A client that waited for room in vain, or that did not go on, is told so.
+    /// Expects the refusal of a client whose session closed while it waited for room or for bytes.
     fn follow_refusal(&mut self, client: usize, late: bool) {
         let closing = self.client(client).link() == Link::Close;
         let subscriber = &mut self.model.subscribers[client];
@@ -332,7 +333,7 @@ impl<'n, D: Dice> World<'n, D> {
                 }
             },
             Effect::Rdy(count) => {
-                if !self.connections[client].said_cls {
+                if !self.connections[client].sent_cls {
                     model.subscribers[client].ready = count;
                 }
             }
@@ -360,7 +361,7 @@ impl<'n, D: Dice> World<'n, D> {
                     if delay == 0 {
                         channel.requeued.push_back(number);
                     } else {
-                        // Longer ones are clamped.
+                        // Longer delays are limited.
                         defer_until(channel, number, now + delay.min(10_000) * 1000);
                         model.answer(number);
                     }
@@ -381,20 +382,23 @@ impl<'n, D: Dice> World<'n, D> {
                 }
             },
             Effect::Cls => {
-                self.connections[client].said_cls = true;
+                self.connections[client].sent_cls = true;
                 model.subscribers[client].ready = 0;
                 model.subscribers[client].expected.push_back(frame(0, "CLOSE_WAIT"));
             }
             Effect::Publish { topic, bodies, defer } => {
                 assert!(accepted == bodies.len() as u64 || accepted == 0);
                 if accepted == 0 {
-                    // The topics were full when it came to that.
+                    // The table of topics was full when the body was complete.
                     model.subscribers[client].refused_publishing(bytes, false);
                     return;
                 }
                 let count = bodies.len() as u32;
                 let need = bodies.iter().map(|body| blocks(body.len())).sum();
-                assert!(model.has_share(now, topic, need), "nobody consumes that");
+                assert!(
+                    model.has_share(now, topic, need),
+                    "the share of unconsumed topics is exceeded"
+                );
                 let at = model.publish(now, topic, bodies, defer * 1000, false);
                 let id = model.topics[at].id;
                 let subscriber = &mut model.subscribers[client];
@@ -407,7 +411,7 @@ impl<'n, D: Dice> World<'n, D> {
         }
     }
 
-    /// Lets a client read some of what it is told. False if there is nothing.
+    /// Reads some of a client's bytes. Returns false if there are none.
     fn read_some(&mut self, client: usize, all: bool) -> bool {
         let now = self.instant();
         let mut session = self.client(client);
@@ -459,7 +463,7 @@ impl<'n, D: Dice> World<'n, D> {
                 assert_eq!(frame[8..16], body.timestamp.to_be_bytes());
             } else if &frame[8..] == b"_heartbeat_" {
             } else {
-                let expected = subscriber.expected.pop_front().expect("an answer");
+                let expected = subscriber.expected.pop_front().expect("a response");
                 let text = String::from_utf8_lossy;
                 let starts = |start: &str| text(&frame[8..]).starts_with(start);
                 let is_same = match expected.strip_suffix(b"*") {
@@ -471,7 +475,7 @@ impl<'n, D: Dice> World<'n, D> {
         }
     }
 
-    /// Time passes, and sessions hear of it.
+    /// Advances the time, with the ticks of sessions.
     fn wait(&mut self, micros: u64) {
         self.now += micros;
         let now = self.instant();
@@ -483,7 +487,7 @@ impl<'n, D: Dice> World<'n, D> {
             if session.deadline() <= now && session.link() == Link::Up {
                 session.tick(now);
                 self.model.expire(self.now, client);
-                // One that waited for room may have got it.
+                // A session that waited for room may have got it.
                 for _ in before.expired..self.node.counters().expired {
                     self.model.expire_held(self.now);
                 }
@@ -492,7 +496,7 @@ impl<'n, D: Dice> World<'n, D> {
                 }
                 let late = self.node.counters().body_timeouts > before.body_timeouts;
                 let waited = self.now - self.connections[client].begun;
-                assert!(!late || waited >= BODY_TIMEOUT, "not yet");
+                assert!(!late || waited >= BODY_TIMEOUT, "a body timed out too early");
                 self.follow_refusal(client, late);
             }
             if let Some((bytes, at, Effect::Publish { .. })) = &self.connections[client].pending
@@ -513,7 +517,7 @@ impl<'n, D: Dice> World<'n, D> {
             3 if self.crowd || self.random.one_in(4) => self.administer(),
             4 => {
                 let micros = match self.below(4) {
-                    // Clients are silent for too long, and their channels not used.
+                    // Clients are silent and channels unused for too long.
                     0 if self.random.one_in(if self.crowd { 2 } else { 16 }) => {
                         59_000_000 + self.random.below(3_000_000)
                     }
@@ -557,8 +561,8 @@ impl<'n, D: Dice> World<'n, D> {
     }
 }
 
-/// Lives up to so many steps, and says how many messages were delivered, and how often a client
-/// was held.
+/// Runs up to `steps` steps. Returns how many messages were delivered, and how often a client was
+/// held.
 pub(crate) fn live(dice: impl Dice, full: Full, steps: u32) -> (u64, u64) {
     let config = config(full);
     let mut storage = Storage::<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>::new();

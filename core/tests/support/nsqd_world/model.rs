@@ -1,4 +1,4 @@
-//! What an nsqd should be: the model without bounds.
+//! The model of an nsqd, without bounds.
 
 use super::*;
 
@@ -18,7 +18,7 @@ pub(super) struct Channel {
     pub(super) paused: bool,
     pub(super) queue: VecDeque<u64>,
     pub(super) requeued: VecDeque<u64>,
-    /// When due, and which, in order.
+    /// Due times and numbers of messages, in order.
     pub(super) deferred: Vec<(u64, u64)>,
     pub(super) entries: [Option<Flight>; IN_FLIGHT],
     pub(super) attempts: BTreeMap<u64, u16>,
@@ -29,7 +29,7 @@ pub(super) struct Channel {
     pub(super) dropped: u64,
     /// The application named it.
     pub(super) named: bool,
-    /// It gave somebody a message.
+    /// A message was delivered from it.
     pub(super) delivered: bool,
     pub(super) used: u64,
 }
@@ -64,7 +64,7 @@ pub(super) struct Topic {
     pub(super) messages: u64,
     pub(super) bytes: u64,
     pub(super) dropped: u64,
-    /// When one of its messages was finished in all channels.
+    /// The last time that one of its messages became finished in all channels.
     pub(super) finished: Option<u64>,
     pub(super) named: bool,
     pub(super) used: u64,
@@ -75,28 +75,28 @@ pub(super) struct Subscriber {
     pub(super) open: bool,
     pub(super) channel: Option<u64>,
     pub(super) closing: bool,
-    /// It was told why: what is being written is written to its end.
+    /// The client was refused with an error: staged bytes are written to their end.
     pub(super) refused: bool,
     pub(super) ready: usize,
     pub(super) delivered: u64,
     pub(super) finished: u64,
     pub(super) requeued: u64,
     pub(super) pubs: Vec<(u64, u32)>,
-    /// The message that is being written.
+    /// The message being written.
     pub(super) writing: Option<u64>,
     pub(super) expected: VecDeque<Vec<u8>>,
 }
 
 impl Subscriber {
-    /// It published, and is told that there is no room, for the message or its topic, or that the
-    /// rest did not come.
+    /// Expects the refusal of a publishing client: there is no room for the message or its topic,
+    /// or, if `late`, the rest of the body did not arrive.
     pub(super) fn refused_publishing(&mut self, bytes: &[u8], late: bool) {
         let line = String::from_utf8_lossy(bytes);
         let verb = line.split(' ').next().unwrap();
         if ["PUB", "MPUB", "DPUB"].contains(&verb) {
             let text = match verb {
                 _ if late => "E_BAD_*".into(),
-                // Unless it waited in vain for room for some of it, or for its topic.
+                // The second text if the batch waited without success for room, or for its topic.
                 "MPUB" if never_fits(bytes) => {
                     "E_BAD_BODY MPUB *|E_MPUB_FAILED MPUB failed no room*".into()
                 }
@@ -112,15 +112,15 @@ impl Subscriber {
 pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
     pub(super) timestamp: i64,
-    /// The application's.
+    /// The application published it.
     pub(super) own: bool,
-    /// Somebody has finished it, or sent it back for later.
+    /// Some client has finished it, or requeued it with a delay.
     pub(super) answered: bool,
 }
 
-/// What a node should be.
+/// The expected state of an nsqd.
 pub(super) struct Model {
-    /// Messages that nobody consumed for long.
+    /// The number of expired messages.
     pub(super) expired: u64,
     pub(super) full: Full,
     pub(super) next: u64,
@@ -133,17 +133,17 @@ pub(super) struct Model {
     pub(super) dropped: u64,
     pub(super) abandoned: u64,
     pub(super) given_back: (u32, u32),
-    /// The topics and channels that the node has after what it did last: of several that may be given
-    /// back it chooses.
+    /// The topics and channels that the nsqd has after its last action: of several equally needed
+    /// ones it chooses which to evict.
     pub(super) there: Vec<(usize, Option<usize>)>,
 }
 
-/// In the node's units of time: what is not used for longer goes first.
+/// Returns a time in the nsqd's units: the longest unused key is evicted first.
 pub(super) fn units(micros: u64) -> u64 {
     micros >> 16
 }
 
-/// Whether waiting messages go with it, and since when it is not used: the least goes first.
+/// True if messages wait in it, and the time since which it is unused: the least is evicted first.
 pub(super) type Need = (bool, u64);
 
 impl Model {
@@ -165,12 +165,12 @@ impl Model {
         }
     }
 
-    /// What is lost with a channel, if it may be given back at all.
+    /// Returns how much a channel is needed; `None` if it must not be evicted.
     pub(super) fn channel_need(&self, now: u64, channel: &Channel) -> Option<Need> {
         let topic = self.topics.iter().find(|topic| topic.id == channel.topic).unwrap();
         let is_served =
             self.subscribers.iter().any(|subscriber| subscriber.channel == Some(channel.id));
-        // 60 s, and a bit.
+        // 60 s, rounded up.
         let is_old = units(now) - units(channel.used) > units(60_000_000);
         let may = !channel.delivered && !channel.named && !channel.paused && !is_served;
         let waiting = channel.waiting() + channel.deferred.len() > 0;
@@ -194,14 +194,15 @@ impl Model {
             || self.topics.iter().any(|topic| self.topic_need(now, topic).is_some())
     }
 
-    /// Gives the topic back that the node gave back, which is one that can best be spared.
+    /// Evicts the topic that the nsqd evicted, which must be one of the least needed.
     pub(super) fn evict_topic(&mut self, now: u64) -> Option<()> {
         let needs = self.topics.iter().map(|topic| self.topic_need(now, topic));
         let least = needs.flatten().min()?;
         let is_gone = |topic: &Topic| {
             self.topic_need(now, topic) == Some(least) && !self.there.contains(&(topic.name, None))
         };
-        let at = self.topics.iter().position(is_gone).expect("the node spares one of the right");
+        let at =
+            self.topics.iter().position(is_gone).expect("the nsqd evicts one of the least needed");
         let id = self.topics[at].id;
         for channel in self.channels.iter().filter(|channel| channel.topic == id) {
             self.abandoned += (channel.waiting() + channel.deferred.len()) as u64;
@@ -211,7 +212,7 @@ impl Model {
         Some(())
     }
 
-    /// Likewise a channel, of one topic or of all.
+    /// Evicts the channel that the nsqd evicted, of one topic or of all.
     pub(super) fn evict_channel(&mut self, now: u64, of: Option<u64>, stays: u64) -> Option<()> {
         let is_of = |channel: &&Channel| of.is_none_or(|topic| channel.topic == topic);
         let needs = self.channels.iter().filter(is_of).map(|it| self.channel_need(now, it));
@@ -222,7 +223,11 @@ impl Model {
                 && self.channel_need(now, channel) == Some(least)
                 && !self.there.contains(&(topic, Some(channel.name)))
         };
-        let at = self.channels.iter().position(is_gone).expect("the node spares one of the right");
+        let at = self
+            .channels
+            .iter()
+            .position(is_gone)
+            .expect("the nsqd evicts one of the least needed");
         let channel = &self.channels[at];
         self.abandoned += (channel.waiting() + channel.deferred.len()) as u64;
         self.given_back.1 += 1;
@@ -290,7 +295,7 @@ impl Model {
         } else if self.channels.len() == CHANNELS {
             self.evict_channel(now, None, id).ok_or("no room for another channel")?;
         }
-        // Another topic may have gone with its channel.
+        // Another topic may have been deleted with its channel.
         let topic = self.topics.iter().position(|topic| topic.id == id).unwrap();
         self.id += 1;
         self.channels.push(Channel {
@@ -333,7 +338,7 @@ impl Model {
         }
     }
 
-    /// What a client subscribes to: a topic and a channel, or neither.
+    /// Returns the channel that a client subscribes to. Creates it and its topic, or neither.
     pub(super) fn channel_of(
         &mut self,
         now: u64,
@@ -349,7 +354,7 @@ impl Model {
                 return Err("no room for another channel");
             }
         }
-        let topic = self.topic_for(now, name, false).expect("as it said");
+        let topic = self.topic_for(now, name, false).expect("a slot was found");
         self.channel_for(now, topic, channel, false)
     }
 
@@ -432,7 +437,7 @@ impl Model {
         flights.filter(|flight| flight.owner == client).count()
     }
 
-    /// Whether a client may have one more of its channel's messages while so many blocks are free.
+    /// Returns whether a client may have one more message while `free_blocks` blocks are free.
     pub(super) fn may_have(&self, client: usize, free_blocks: usize) -> bool {
         let subscriber = &self.subscribers[client];
         let Some(id) = subscriber.channel else { return false };
@@ -454,7 +459,7 @@ impl Model {
         !channel.paused && own < subscriber.ready && free > if own == 0 { 0 } else { owed.count() }
     }
 
-    /// A client is given a message: the right one, rightly.
+    /// Delivers a message to a client, and checks that it is the right one.
     pub(super) fn deliver(
         &mut self,
         now: u64,
@@ -463,7 +468,7 @@ impl Model {
         attempts: u16,
         free: usize,
     ) {
-        assert!(self.may_have(client, free), "client {client} may have none");
+        assert!(self.may_have(client, free), "client {client} may not have a message");
         let at = self.channel_at(self.subscribers[client].channel.unwrap());
         let channel = &mut self.channels[at];
         let both = !channel.queue.is_empty() && !channel.requeued.is_empty();
@@ -498,7 +503,7 @@ impl Model {
         }
     }
 
-    /// Takes back what `which` says, in the order of the entries.
+    /// Requeues the client's messages in flight that `which` selects, in the order of the entries.
     pub(super) fn take_back(&mut self, client: usize, which: impl Fn(&Flight) -> bool) -> u64 {
         let Some(id) = self.subscribers[client].channel else { return 0 };
         let at = self.channel_at(id);
@@ -545,26 +550,26 @@ impl Model {
         self.subscribers.iter().any(|subscriber| subscriber.writing == Some(number))
     }
 
-    /// Whether it waits for a channel, or for a channel's clients.
+    /// Returns whether a message is held by its topic, or waits or is in flight in a channel.
     pub(super) fn waits(&self, number: u64) -> bool {
         self.topics.iter().any(|topic| topic.held.iter().any(|(held, _)| *held == number))
             || self.channels.iter().any(|channel| channel.holds(number))
     }
 
-    /// Blocks in use.
+    /// Returns the number of blocks in use.
     pub(super) fn used(&self) -> usize {
         let is_needed = |number: &&u64| self.waits(**number) || self.is_pinned(**number);
         let needed = self.bodies.keys().filter(is_needed);
         needed.map(|number| blocks(self.bodies[number].bytes.len())).sum()
     }
 
-    /// Blocks that messages of the application take.
+    /// Returns the number of blocks that messages of the application take.
     pub(super) fn own(&self) -> usize {
         let own = self.bodies.iter().filter(|(number, body)| body.own && self.waits(**number));
         own.map(|(_, body)| blocks(body.bytes.len())).sum()
     }
 
-    /// Forgets the bodies that nobody needs.
+    /// Removes the bodies that are no longer needed.
     pub(super) fn forget(&mut self) {
         let oldest = self.channels.iter().flat_map(|channel| {
             let flights = channel.entries.iter().flatten().map(|flight| flight.number);
@@ -581,14 +586,14 @@ impl Model {
         }
     }
 
-    /// A message is finished, or sent back for later.
+    /// Records that a message was finished, or requeued with a delay.
     pub(super) fn answer(&mut self, number: u64) {
         if let Some(body) = self.bodies.get_mut(&number) {
             body.answered = true;
         }
     }
 
-    /// Blocks that clients' messages take in a topic.
+    /// Returns the number of blocks that clients' messages take in a topic.
     pub(super) fn theirs(&self, topic: &Topic) -> usize {
         let is_in = |number: u64| {
             topic.held.iter().any(|(held, _)| *held == number)
@@ -598,7 +603,7 @@ impl Model {
         theirs.map(|(_, body)| blocks(body.bytes.len())).sum()
     }
 
-    /// Whether a client may publish so many blocks to a topic, with what is there.
+    /// Returns whether a client may publish `blocks` more blocks to a topic.
     pub(super) fn has_share(&self, now: u64, name: usize, blocks: usize) -> bool {
         let is_consumed =
             |it: &&Topic| it.finished.is_some_and(|at| (now >> 16) - (at >> 16) < 60_000_000 >> 16);
@@ -611,7 +616,7 @@ impl Model {
             || (own + blocks <= UNCONSUMED_EACH && all + blocks <= UNCONSUMED)
     }
 
-    /// The oldest message goes that waits in a topic without a channel, and is old.
+    /// Drops the oldest of the old messages in topics without a channel.
     pub(super) fn expire_held(&mut self, now: u64) {
         let may_go = |topic: &&Topic| {
             !topic.named && !self.channels.iter().any(|channel| channel.topic == topic.id)
@@ -621,7 +626,7 @@ impl Model {
             let at = (self.bodies[number].timestamp / 1000) as u64;
             (now >> 16) - (at >> 16) >= OLD
         });
-        let number = oldest.min().expect("one that is old");
+        let number = oldest.min().expect("an old message");
         for topic in &mut self.topics {
             if first(topic) == Some(number) {
                 topic.held.pop_front();
@@ -631,7 +636,7 @@ impl Model {
         self.expired += 1;
     }
 
-    /// Whether a message may be dropped to make room, if nobody is using it.
+    /// Returns whether a message may be dropped to make room, unless it is in flight.
     pub(super) fn drops(&self, body: &Body) -> bool {
         match self.full {
             Full::Refuse => false,
@@ -640,8 +645,8 @@ impl Model {
         }
     }
 
-    /// Drops the oldest message as the node should: for a client none of the application's that its
-    /// reserve has room for.
+    /// Drops the oldest droppable message; for a client none of the application's within the
+    /// reserve.
     pub(super) fn drop_oldest(&mut self, own: bool) -> bool {
         let may_drop_own = own || self.own() > RESERVE;
         let is_droppable = |number: &u64| {
@@ -690,7 +695,8 @@ impl Model {
         true
     }
 
-    /// Makes room for a message of the application as the node should; false, and nothing changed, if that cannot be.
+    /// Makes room for a message of the application. Returns false, changing nothing, if that is
+    /// impossible.
     pub(super) fn make_room(&mut self, need: usize) -> bool {
         let free = BLOCKS - self.used();
         let is_droppable = |number: &&u64| {
