@@ -7,8 +7,7 @@
 //! There are two ways to run them:
 //!
 //! - `cargo xtask fuzz`, on a stable toolchain: seeded and bounded, for CI. It keeps inputs with a
-//! new
-//!   `feature` and continues from these.
+//!   new `feature` and continues from these.
 //! - cargo-fuzz in `fuzz/`, with libFuzzer and its branch coverage.
 //!
 //! Both begin with the corpus in `corpus/`: of libFuzzer's inputs, the fewest that take all

@@ -110,8 +110,7 @@ struct Published {
     taken_back: bool,
 }
 
-/// The length of a body that the ring may be too full for: the consumer may requeue it several
-/// times.
+/// The length of a body that does not fit into the ring; a consumer may requeue it several times.
 const LARGE: usize = 500;
 /// At most this many messages are left at the servers when more are published, and at most this
 /// many large ones: a consumer can finish them before the world ends, also one at a time.
