@@ -20,7 +20,7 @@ impl Dice for Random {
 
 /// Runs `SEEDS` lives of 2,000 steps each, from `SEED` on.
 #[test]
-fn a_node_does_what_the_model_does() {
+fn an_nsqd_agrees_with_the_model() {
     let first = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     let lives = seeds(60);
     let (mut delivered, mut holds) = (0, 0);

@@ -118,8 +118,8 @@ impl Session for ClientSession<'_, '_> {
         }
     }
 
-    /// Returns the time from which the client may be closed for another caller: [`GREETING`] after
-    /// it connected while it has sent no command, else never.
+    /// Returns the time from which the client may be closed for another caller: 2 s after it
+    /// connected while it has sent no command, else never.
     fn evictable(&self) -> Instant {
         if self.client.state == State::Up && !self.client.is_known {
             // The first heartbeat is due one interval after the client connected.
