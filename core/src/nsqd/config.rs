@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::arena::{BLOCK_MIN, Layout};
+use super::arena::{BLOCK_MIN, DELAY_MAX_MS, Layout};
 use crate::time::Span;
 use crate::wire::nsqd::Limits;
 
@@ -24,8 +24,8 @@ pub struct Config<'a> {
     pub version: &'a str,
     /// nsqd's limits. They are lowered to what the storage allows: `max_rdy_count` to the entries
     /// of a channel, `max_msg_size` to what clients can announce of the store, for the application
-    /// to the store. `snappy` and `deflate` are ignored: neither is supported. Default
-    /// [`Limits::NSQD`].
+    /// to the store. `max_req_timeout_ms` is at most 4,294,901,760 (49.7 days). `snappy` and
+    /// `deflate` are ignored: neither is supported. Default [`Limits::NSQD`].
     pub limits: Limits,
     /// The interval of heartbeats to clients that do not ask for another, 1 s to
     /// `limits.max_heartbeat_interval_ms`. Default 30 s, as nsqd.
@@ -141,6 +141,10 @@ impl Config<'_> {
         if ms < 1000 || ms > self.limits.max_msg_timeout_ms {
             return Err(ConfigError::MsgTimeout { ms });
         }
+        let ms = self.limits.max_req_timeout_ms;
+        if ms > DELAY_MAX_MS {
+            return Err(ConfigError::ReqTimeout { ms });
+        }
         let most = usize::from(u8::MAX);
         for count in [topics, channels, clients] {
             if count == 0 || count >= most {
@@ -189,6 +193,12 @@ pub enum ConfigError {
         /// The configured timeout in milliseconds.
         ms: u32,
     },
+    /// The limits' longest deferral, `limits.max_req_timeout_ms`, must be 4,294,901,760 ms (49.7
+    /// days) at most.
+    ReqTimeout {
+        /// The configured deferral in milliseconds.
+        ms: u32,
+    },
     /// There must be 1 to 254 topics, channels and clients.
     Tables {
         /// The number of entries.
@@ -234,6 +244,9 @@ impl fmt::Display for ConfigError {
             }
             Self::MsgTimeout { ms } => {
                 write!(f, "message timeout {ms} ms; give 1000 ms to the limits' maximum")
+            }
+            Self::ReqTimeout { ms } => {
+                write!(f, "deferrals up to {ms} ms; give {DELAY_MAX_MS} ms (49.7 days) at most")
             }
             Self::Tables { count } => {
                 write!(f, "storage for {count} topics, channels or clients; give it 1 to 254")

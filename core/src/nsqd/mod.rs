@@ -97,6 +97,8 @@
 //! | in flight in each channel | the storage's `IN_FLIGHT`; announced as `max_rdy_count` | messages wait; the last entries are for clients with nothing in flight |
 //! | the application's messages in flight in a channel, with [`Full::DropAnswered`], while at most [`Config::reserve_percent`] is free | half of that, divided by `CLIENTS` | messages wait; a client with nothing in flight gets one |
 //! | requeued, deferred | none of their own: they wait in the store | |
+//! | the deferral of a message | `limits.max_req_timeout_ms`, at most 2^32 - 2^16 ms (49.7 days); for the application [`DEFER_MAX`] | DPUB is refused, REQ shortened, as nsqd does; [`ConfigError`], [`PublishError`] |
+//! | the work for a message among `n` deferred ones of a channel | one comparison to defer it; amortised O(log `n`) to release or drop it, at most `n` comparisons | |
 //! | nsqlookupds asked for channels | 8 | the others are not asked |
 //! | the queries for a topic's channels | [`Config::channels_wait`] | the topic flows without the channels of the nsqlookupds that have not answered |
 //! | unread answers | about 15 for each client | no command is read from the client until it reads |
@@ -116,6 +118,7 @@ mod config;
 mod engine;
 mod error;
 mod event;
+mod heap;
 mod http;
 mod publish;
 mod status;

@@ -4,6 +4,7 @@ use crate::name::{ChannelName, TopicName};
 use crate::time::{Instant, Span};
 
 use super::arena::{Arena, NIL};
+use super::heap::Heap;
 
 /// The number of topics for which a client's published messages are counted.
 pub(super) const PUB_COUNTS_MAX: usize = 4;
@@ -78,40 +79,6 @@ impl List {
             store.set_lane_next(self.last, lane, message);
         }
         self.last = message;
-        self.len = self.len.saturating_add(1);
-    }
-
-    /// Inserts a message in the order of due times, through the link of a lane.
-    pub(super) fn insert_lane(
-        &mut self,
-        store: &mut Arena<'_>,
-        message: u16,
-        lane: u8,
-        due: Instant,
-    ) {
-        store.set_due(message, lane, due);
-        // The time as stored, which is rounded up.
-        let due = store.due(message, lane);
-        // Usually all delays are equal, and the message is appended.
-        if self.last == NIL || store.due(self.last, lane) <= due {
-            self.push_lane(store, message, lane);
-            return;
-        }
-        let mut before = NIL;
-        let mut at = self.first;
-        for _ in 0..self.len {
-            if store.due(at, lane) > due {
-                break;
-            }
-            before = at;
-            at = store.lane_next(at, lane);
-        }
-        store.set_lane_next(message, lane, at);
-        if before == NIL {
-            self.first = message;
-        } else {
-            store.set_lane_next(before, lane, message);
-        }
         self.len = self.len.saturating_add(1);
     }
 
@@ -285,8 +252,8 @@ pub(super) struct Channel {
     /// The number of messages from the cursor on.
     pub(super) queued: u16,
     pub(super) requeued: List,
-    /// Deferred messages, the earliest due first.
-    pub(super) deferred: List,
+    /// Deferred messages.
+    pub(super) deferred: Heap,
     pub(super) in_flight: u16,
     /// Counts deliveries, wrapping, so that clients get messages in turn.
     pub(super) deliveries: u32,
@@ -301,7 +268,7 @@ impl Channel {
         topic: NONE,
         cursor: NIL,
         requeued: List::EMPTY,
-        deferred: List::EMPTY,
+        deferred: Heap::EMPTY,
         ..Self::ZERO
     };
 
@@ -320,7 +287,7 @@ impl Channel {
         cursor: 0,
         queued: 0,
         requeued: List::ZERO,
-        deferred: List::ZERO,
+        deferred: Heap::ZERO,
         in_flight: 0,
         deliveries: 0,
         messages: 0,

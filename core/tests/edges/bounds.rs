@@ -125,6 +125,13 @@ fn bounds_of_an_nsqds_settings() {
         let config = nsqd::Config { msg_timeout: ms(timeout), ..nsqd::Config::new() };
         assert_eq!(made(&config), if taken { Ok(()) } else { bad });
     }
+    // 2^32 - 2^16.
+    for (delay, taken) in [(4_294_901_760, true), (4_294_901_761, false), (u32::MAX, false)] {
+        let bad = Err(nsqd::ConfigError::ReqTimeout { ms: delay });
+        let mut config = nsqd::Config::new();
+        config.limits.max_req_timeout_ms = delay;
+        assert_eq!(made(&config), if taken { Ok(()) } else { bad });
+    }
 }
 
 #[test]

@@ -195,6 +195,9 @@ fn explain(error: SettingsError) -> String {
         SettingsError::Nsqd(why @ ConfigError::Heartbeat { .. }) => {
             format!("--max-heartbeat-interval: {why}")
         }
+        SettingsError::Nsqd(why @ ConfigError::ReqTimeout { .. }) => {
+            format!("--max-req-timeout: {why}")
+        }
         SettingsError::Nsqd(why @ ConfigError::BodyTimeout) => format!("--body-timeout: {why}"),
         SettingsError::Nsqd(why @ ConfigError::StoreTooSmall { .. }) => format!("--mem: {why}"),
         other => other.to_string(),

@@ -10,14 +10,26 @@
 //! ```text
 //! lent slice   | block 0 | block 1 | ... | block n-1 | link 0 | ... | link n-1 | rest |
 //! first block  | next 2 | refs 2 | length 4 | sequence 4 | time 8 | topic 1 | flags 1 | lanes | body
-//! lane, each   | state 1 | attempts 2 | next 2 | due 6 |     one for each channel of the topic
+//! lane, each   | state 1 | attempts 2 | next 2 | due 4 | child 2 |   for each channel of the topic
 //! ```
+//!
+//! `due` has the low 32 bits of a time in milliseconds. All stored times are less than 2^32 ms (49.7
+//! days) after the *base*, which is advanced before a time would be later: see [`Arena::reaches`].
+//! So the bits identify the time, however late a message is released. The longest deferral is
+//! [`DELAY_MAX_MS`].
+//!
+//! `next` and `child` are the links of the channel's list of requeued messages, which uses `next`
+//! only, and of its heap of deferred messages.
+//!
+//! A message that its topic holds is in no channel. Its first lane then has the deferral in `due`,
+//! and the time since when the topic holds the message in `attempts` and `next`.
 
+mod lane;
 mod layout;
 
-use crate::time::Instant;
 use crate::wire::copy;
 
+pub(super) use lane::{DELAY_MAX_MS, Lane};
 pub(super) use layout::Layout;
 
 /// The smallest block in bytes.
@@ -28,9 +40,6 @@ const FIXED: usize = 22;
 
 /// The length of a lane.
 const LANE: usize = 11;
-
-/// The latest time in six bytes, in milliseconds.
-const DUE_MAX: u64 = (1 << 48) - 1;
 
 /// The number of no block and no message.
 pub(super) const NIL: u16 = u16::MAX;
@@ -54,22 +63,6 @@ const OWN: u8 = 2;
 const COUNTED: u8 = 4;
 /// Some client has finished the message, or requeued it with a delay.
 const ANSWERED: u8 = 8;
-
-/// The state of a message in one channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum Lane {
-    /// The channel does not need the message: the channel is newer, or done with the message.
-    Done = 0,
-    /// The channel's cursor has not passed the message.
-    Queued = 1,
-    /// The message is in the channel's list of requeued messages.
-    Requeued = 2,
-    /// The message is in the channel's list of deferred messages.
-    Deferred = 3,
-    /// The message is in one of the channel's in-flight entries.
-    InFlight = 4,
-}
 
 /// A position in a body that is being filled or read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +92,8 @@ pub(super) struct Arena<'a> {
     reserved: u16,
     /// The block at which the search for a free one begins.
     rover: u16,
+    /// A time in units of 65.536 s. No due time of a lane is before it.
+    base: u32,
 }
 
 impl<'a> Arena<'a> {
@@ -109,7 +104,7 @@ impl<'a> Arena<'a> {
         let (links, _) = rest.as_chunks_mut();
         let links = links.get_mut(..count).unwrap_or_default();
         links.fill(FREE.to_ne_bytes());
-        Self { blocks, links, layout, free: layout.count, reserved: 0, rover: 0 }
+        Self { blocks, links, layout, free: layout.count, reserved: 0, rover: 0, base: 0 }
     }
 
     pub(super) const fn layout(&self) -> Layout {
@@ -373,60 +368,6 @@ impl<'a> Arena<'a> {
     fn set(&mut self, message: u16, flag: u8, on: bool) {
         let [flags] = self.get(message, FLAGS);
         self.put(message, FLAGS, [if on { flags | flag } else { flags & !flag }]);
-    }
-
-    pub(super) fn lane(&self, message: u16, lane: u8) -> Lane {
-        let [state] = self.get(message, at(lane, 0));
-        match state {
-            1 => Lane::Queued,
-            2 => Lane::Requeued,
-            3 => Lane::Deferred,
-            4 => Lane::InFlight,
-            _ => Lane::Done,
-        }
-    }
-
-    pub(super) fn set_lane(&mut self, message: u16, lane: u8, state: Lane) {
-        self.put(message, at(lane, 0), [state as u8]);
-    }
-
-    /// Returns since when a topic holds a message. Stored in the first lane's attempts and next.
-    pub(super) fn held_since(&self, message: u16) -> u32 {
-        u32::from_ne_bytes(self.get(message, at(0, 1)))
-    }
-
-    pub(super) fn set_held_since(&mut self, message: u16, since: u32) {
-        self.put(message, at(0, 1), since.to_ne_bytes());
-    }
-
-    /// Returns how often the channel has delivered the message.
-    pub(super) fn attempts(&self, message: u16, lane: u8) -> u16 {
-        u16::from_ne_bytes(self.get(message, at(lane, 1)))
-    }
-
-    pub(super) fn set_attempts(&mut self, message: u16, lane: u8, attempts: u16) {
-        self.put(message, at(lane, 1), attempts.to_ne_bytes());
-    }
-
-    /// Returns the next message of the channel's requeued or deferred list.
-    pub(super) fn lane_next(&self, message: u16, lane: u8) -> u16 {
-        u16::from_ne_bytes(self.get(message, at(lane, 3)))
-    }
-
-    pub(super) fn set_lane_next(&mut self, message: u16, lane: u8, next: u16) {
-        self.put(message, at(lane, 3), next.to_ne_bytes());
-    }
-
-    /// Returns when a deferred message is due, rounded up to milliseconds.
-    pub(super) fn due(&self, message: u16, lane: u8) -> Instant {
-        let [a, b, c, d, e, f] = self.get(message, at(lane, 5));
-        Instant::from_millis(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
-    }
-
-    pub(super) fn set_due(&mut self, message: u16, lane: u8, due: Instant) {
-        let millis = due.as_micros().div_ceil(1000);
-        let [_, _, due @ ..] = millis.min(DUE_MAX).to_be_bytes();
-        self.put(message, at(lane, 5), due);
     }
 
     fn next_free(&mut self) -> Option<u16> {

@@ -220,7 +220,20 @@ impl Shared<'_> {
 
     pub(super) fn pop_deferred(&mut self, at: u8) -> Option<u16> {
         let channel = self.channels.get_mut(usize::from(at))?;
-        channel.deferred.pop_lane(&self.store, channel.lane)
+        channel.deferred.pop(&mut self.store, channel.lane)
+    }
+
+    /// Returns when a message is due that is deferred now. If lanes cannot have that time yet,
+    /// releases the messages that are due, and advances the base.
+    pub(super) fn due(&mut self, now: Instant, delay: Span) -> Instant {
+        let due = now.after(delay);
+        if !self.store.reaches(due) {
+            for at in 0..self.channels.len() as u8 {
+                self.release_due(now, at);
+            }
+            self.store.set_base(now);
+        }
+        due
     }
 
     /// Moves the deferred messages that are due to the requeued ones.
@@ -228,8 +241,8 @@ impl Shared<'_> {
         let mut released = false;
         while let Some(channel) = self.channels.get_mut(usize::from(at))
             && channel.deferred.len > 0
-            && self.store.due(channel.deferred.first, channel.lane) <= now
-            && let Some(message) = channel.deferred.pop_lane(&self.store, channel.lane)
+            && self.store.due(channel.deferred.top, channel.lane) <= now
+            && let Some(message) = channel.deferred.pop(&mut self.store, channel.lane)
         {
             self.store.set_lane(message, channel.lane, Lane::Requeued);
             channel.requeued.push_lane(&mut self.store, message, channel.lane);
@@ -244,7 +257,7 @@ impl Shared<'_> {
     pub(in crate::nsqd) fn next_due(&self, at: u8) -> Instant {
         match self.channel(at) {
             Some(channel) if channel.deferred.len > 0 => {
-                self.store.due(channel.deferred.first, channel.lane)
+                self.store.due(channel.deferred.top, channel.lane)
             }
             _ => Instant::NEVER,
         }
@@ -299,11 +312,11 @@ impl Shared<'_> {
         if delay_ms == 0 {
             self.put_back(at, message, lane);
         } else {
-            let due = now.after(Span::from_millis(delay_ms));
+            let due = self.due(now, Span::from_millis(delay_ms));
             self.store.set_answered(message);
             self.store.set_lane(message, lane, Lane::Deferred);
             if let Some(channel) = self.channels.get_mut(usize::from(at)) {
-                channel.deferred.insert_lane(&mut self.store, message, lane, due);
+                channel.deferred.insert(&mut self.store, message, lane, due);
             }
             self.changed();
         }

@@ -45,18 +45,24 @@ impl Shared<'_> {
             }
         }
         for channel in self.channels.iter().filter(|channel| channel.is_used()) {
-            for list in [channel.requeued, channel.deferred] {
-                let mut message = list.first;
-                for _ in 0..list.len {
-                    // Count each message once.
-                    let is_counted = self.store.is_listed(message)
-                        || (0..channel.lane)
-                            .any(|lane| self.store.lane(message, lane) != Lane::Done);
-                    if !is_counted && is_enough(message) {
-                        return true;
-                    }
-                    message = self.store.lane_next(message, channel.lane);
+            // Count each message once.
+            let is_counted = |message: u16| {
+                self.store.is_listed(message)
+                    || (0..channel.lane).any(|lane| self.store.lane(message, lane) != Lane::Done)
+            };
+            let mut message = channel.requeued.first;
+            for _ in 0..channel.requeued.len {
+                if !is_counted(message) && is_enough(message) {
+                    return true;
                 }
+                message = self.store.lane_next(message, channel.lane);
+            }
+            let mut walk = channel.deferred.walk();
+            while let Some(message) = walk.message() {
+                if !is_counted(message) && is_enough(message) {
+                    return true;
+                }
+                walk.go_on(&self.store, channel.lane, true);
             }
         }
         false
@@ -87,15 +93,16 @@ impl Shared<'_> {
             }
         }
         for channel in self.channels.iter().filter(|channel| channel.is_used()) {
-            for list in [channel.requeued, channel.deferred] {
-                let mut message = list.first;
-                for _ in 0..list.len {
-                    if may_go(message) {
-                        consider(message, &self.store, self.next);
-                        break;
-                    }
-                    message = self.store.lane_next(message, channel.lane);
+            let mut message = channel.requeued.first;
+            for _ in 0..channel.requeued.len {
+                if may_go(message) {
+                    consider(message, &self.store, self.next);
+                    break;
                 }
+                message = self.store.lane_next(message, channel.lane);
+            }
+            if let Some(message) = channel.deferred.first(&self.store, channel.lane, may_go) {
+                consider(message, &self.store, self.next);
             }
         }
         let Some((_, message)) = oldest else { return false };
@@ -136,7 +143,7 @@ impl Shared<'_> {
                     }
                 }
                 Lane::Requeued => channel.requeued.unlink_lane(&mut self.store, message, lane),
-                Lane::Deferred => channel.deferred.unlink_lane(&mut self.store, message, lane),
+                Lane::Deferred => channel.deferred.remove(&mut self.store, message, lane),
             }
             channel.dropped = channel.dropped.saturating_add(1);
         }

@@ -270,7 +270,7 @@ impl Shared<'_> {
             self.store.label(message, at, self.next as u32, timestamp, own);
             self.store.set_refs(message, 1);
             // The first lane keeps the delay until the topic distributes the message.
-            self.store.set_due(message, 0, Instant::from_millis(defer_ms.into()));
+            self.store.set_delay(message, defer_ms);
             self.store.set_held_since(message, Used::at(now).stored());
             self.next = self.next.wrapping_add(1);
             if let Some(topic) = self.topics.get_mut(usize::from(at)) {
@@ -322,9 +322,9 @@ impl Shared<'_> {
     }
 
     fn distribute(&mut self, now: Instant, at: u8, message: u16) {
-        let defer = self.store.due(message, 0);
-        let is_deferred = defer != Instant::ZERO;
-        let due = Instant::from_micros(now.as_micros().saturating_add(defer.as_micros()));
+        let delay = self.store.delay(message);
+        let is_deferred = delay != Span::ZERO;
+        let due = self.due(now, delay);
         self.store.set_held_since(message, 0);
         let mut refs = 0u16;
         for channel in self.channels.iter_mut().filter(|channel| channel.topic == at) {
@@ -333,7 +333,7 @@ impl Shared<'_> {
             let lane = channel.lane;
             if is_deferred {
                 self.store.set_lane(message, lane, Lane::Deferred);
-                channel.deferred.insert_lane(&mut self.store, message, lane, due);
+                channel.deferred.insert(&mut self.store, message, lane, due);
             } else {
                 self.store.set_lane(message, lane, Lane::Queued);
                 channel.queued = channel.queued.saturating_add(1);

@@ -90,6 +90,103 @@ fn a_dpub_message_is_deferred_in_each_channel() {
     world.refused(1, "DPUB t 3600001\n", "E_INVALID DPUB timeout 3600001 out of range 0-3600000");
 }
 
+/// As long as lanes can hold.
+const LONG: Config<'_> = Config {
+    limits: Limits { max_req_timeout_ms: 4_294_901_760, ..Limits::NSQD },
+    channels_per_topic: 3,
+    ..CONFIG
+};
+
+impl World {
+    fn create(&mut self, channels: &[&str]) {
+        self.nsqd.create(self.now, &topic("t"), None).unwrap();
+        for name in channels {
+            self.nsqd.create(self.now, &topic("t"), Some(&channel(name))).unwrap();
+        }
+    }
+}
+
+fn dpub(ms: u32, body: &str) -> String {
+    format!("DPUB t {ms}\n\0\0\0\x01{body}")
+}
+
+/// The low 32 bits of its due time may say anything by then.
+#[test]
+fn what_was_due_long_ago_is_delivered_however_long_nobody_came() {
+    const DAY: u64 = 86_400_000;
+    for days in [1, 20, 24, 25, 26, 40, 49, 50, 51, 60, 74, 75, 99, 100, 1000] {
+        let mut world = World::with(&LONG, 4096);
+        world.create(&["c", "d"]);
+        world.send(0, dpub(1000, "a")).send(0, dpub(LONG.limits.max_req_timeout_ms, "z"));
+        // Nothing happens but this.
+        world.now = Instant::from_millis(days * DAY);
+        world.open(0);
+        world.send(0, dpub(5000, "b"));
+        let is_over = days >= 50;
+        for (index, name) in [(1, "c"), (2, "d")] {
+            world.open(index);
+            world.send(index, format!("SUB t {name}\nRDY 4\n"));
+            let first = if is_over { vec!["a", "z"] } else { vec!["a"] };
+            assert_eq!(world.bodies(index), first, "after {days} days");
+            assert_eq!(world.channel_status(name).deferred, 2 - u32::from(is_over));
+        }
+        world.at(days * DAY - 1000 + 4999);
+        assert_eq!((world.bodies(1), world.bodies(2)), (vec![], vec![]));
+        world.at(days * DAY - 1000 + 5000);
+        assert_eq!((world.bodies(1), world.bodies(2)), (vec!["b".into()], vec!["b".into()]));
+    }
+}
+
+#[test]
+fn the_longest_deferral_ends_when_it_should() {
+    let longest = LONG.limits.max_req_timeout_ms;
+    // Where the base is as far away as it can be, and a little before and after.
+    let ends = [0, 1 << 32, 5 << 32, 7 << 45].map(|ms: u64| (ms + 0xffff) * 1000);
+    for end in ends {
+        for micros in [end - 1000, end - 999, end - 1, end, end + 1, end + 999, end + 1000] {
+            let mut world = World::with(&LONG, 4096);
+            world.now = Instant::from_micros(micros);
+            world.create(&["c"]);
+            for (delay, body) in [(longest, "c"), (1, "a"), (longest - 1, "b")] {
+                world.open(0);
+                world.send(0, dpub(delay, body)).expect(0, &[response("OK")]);
+            }
+            let due = micros.div_ceil(1000) + u64::from(longest);
+            let mut waiting_at = |ms: u64, micros: i64| {
+                let at = Instant::from_micros((ms * 1000).saturating_add_signed(micros));
+                world.nsqd.tick(at);
+                world.channel_status("c").depth
+            };
+            assert_eq!(waiting_at(micros.div_ceil(1000), 0), 0);
+            assert_eq!(waiting_at(micros.div_ceil(1000) + 1, 0), 1);
+            assert_eq!(waiting_at(due - 1, -1), 1);
+            assert_eq!(waiting_at(due - 1, 0), 2);
+            assert_eq!(waiting_at(due, -1), 2);
+            assert_eq!(waiting_at(due, 0), 3);
+        }
+    }
+    let mut world = World::with(&LONG, 4096);
+    let refusal = "E_INVALID DPUB timeout 4294901761 out of range 0-4294901760";
+    world.refused(0, "DPUB t 4294901761\n", refusal);
+}
+
+/// A clock that goes back makes messages late, no more.
+#[test]
+fn what_is_deferred_after_the_clock_went_back_is_late() {
+    let mut world = World::with(&LONG, 4096);
+    world.now = Instant::from_millis(1 << 33);
+    world.create(&["c"]);
+    world.open(0);
+    world.send(0, dpub(1, "a"));
+    world.now = Instant::from_millis(5);
+    world.open(1);
+    world.send(1, dpub(1, "b"));
+    world.nsqd.tick(Instant::from_millis((1 << 33) - 1));
+    assert_eq!(world.channel_status("c").deferred, 2);
+    world.nsqd.tick(Instant::from_millis((1 << 33) + 1));
+    assert_eq!(world.channel_status("c").deferred, 0);
+}
+
 #[test]
 fn messages_of_a_client_that_disconnects_go_to_another_at_once() {
     let mut world = World::new();

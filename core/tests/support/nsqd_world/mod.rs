@@ -175,7 +175,8 @@ impl<'n, D: Dice> World<'n, D> {
             node,
             model: Model::new(full),
             connections: (0..CLIENTS).map(|_| Connection::new()).collect(),
-            now: 1_000_000,
+            // Due times of 32 bits wrap around soon.
+            now: ((1 << 32) - 20_000) * 1000,
             delivered: 0,
             holds: 0,
             named,

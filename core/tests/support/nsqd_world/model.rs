@@ -721,6 +721,6 @@ impl Model {
 
 pub(super) fn defer_until(channel: &mut Channel, number: u64, due: u64) {
     let due = due.div_ceil(1000) * 1000;
-    let at = channel.deferred.partition_point(|(other, _)| *other <= due);
+    let at = channel.deferred.partition_point(|other| *other < (due, number));
     channel.deferred.insert(at, (due, number));
 }
