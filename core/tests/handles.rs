@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Waker};
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::consumer::{self, ConfigError, Exhausted};
 use nanonsq_core::drive;
-use nanonsq_core::drive::{AcceptError, Listener, Port, Ports, Sleep, Transport};
+use nanonsq_core::drive::{Accept, AcceptError, AcceptSlot, Port, Ports, Sleep, Transport};
 use nanonsq_core::drive::{nsqd, nsqlookupd, registration};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::nsqd::{NsqdError, PublishOptions};
@@ -24,7 +24,7 @@ use nanonsq_core::session::{Session, Transmit, TransportError};
 use nanonsq_core::time::Span;
 use nanonsq_core::wire::nsqlookupd::NodeInfo;
 use sessions::{frame, message, written};
-use still::Still;
+use still::{Never, Still};
 
 /// Accepts one connection, whose client sends its magic and a command, and waits.
 #[derive(Debug, Clone)]
@@ -59,20 +59,26 @@ impl Transport for Silent {
     }
 }
 
-impl Listener for Caller {
-    type Transport<'l> = Silent;
+impl Accept for Caller {
+    type Transport = Silent;
 
-    async fn accept(&mut self) -> Result<(Silent, SocketAddr), AcceptError> {
+    fn poll_accept(
+        &mut self,
+        _: &mut Context<'_>,
+    ) -> Poll<Result<(Silent, SocketAddr), AcceptError>> {
         if std::mem::replace(&mut self.0, true) {
-            return std::future::pending().await;
+            return Poll::Pending;
         }
-        Ok((Silent(false), ([10, 0, 0, 2], 5000).into()))
+        Poll::Ready(Ok((Silent(false), ([10, 0, 0, 2], 5000).into())))
     }
 }
 
 /// One slot, for which two clients connect.
-const CROWDED: Ports<Caller, 1, 0> =
-    Ports { tcp: Port { slots: [Caller(false)], spare: Some(Caller(false)) }, http: Port::NONE };
+const CROWDED: Ports<AcceptSlot<Caller, Silent>, 1, 0> = {
+    let slots = [AcceptSlot::new(Caller(false))];
+    let spare = Some(AcceptSlot::new(Caller(false)));
+    Ports { tcp: Port { slots, spare }, http: Port::NONE }
+};
 
 /// Polls the runner a few times.
 fn run(runner: impl Future) {
@@ -279,8 +285,11 @@ fn topics_and_channels_are_registered_and_unregistered() {
     assert_eq!(handle.configure(&two), Err(TooManyPeers { max: 1 }));
 }
 
-fn ports<const CLIENTS: usize, const HTTP: usize>(still: &Still) -> Ports<Still, CLIENTS, HTTP> {
-    Ports { tcp: Port::new(|| still.clone()), http: Port::new(|| still.clone()) }
+fn ports<const CLIENTS: usize, const HTTP: usize>(
+    still: &Still,
+) -> Ports<AcceptSlot<Still, Never>, CLIENTS, HTTP> {
+    let slot = || AcceptSlot::new(still.clone());
+    Ports { tcp: Port::new(slot), http: Port::new(slot) }
 }
 
 #[test]

@@ -11,7 +11,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{AcceptError, Dialer, Gathering, Listener, Transport};
+use nanonsq_core::drive::{
+    Accept, AcceptError, AcceptSlot, Dialer, Gathered, Gathering, Listener, Transport,
+};
 use nanonsq_core::session::{DialError, Transmit, TransportError, Upgrade};
 
 /// The next results of the wrapped transport, and the log of its calls.
@@ -99,11 +101,14 @@ impl Dialer for Pipe {
     }
 }
 
-impl Listener for Pipe {
-    type Transport<'l> = Pipe;
+impl Accept for Pipe {
+    type Transport = Pipe;
 
-    async fn accept(&mut self) -> Result<(Pipe, SocketAddr), AcceptError> {
-        Ok((self.clone(), ([10, 0, 0, 2], 4000).into()))
+    fn poll_accept(
+        &mut self,
+        _: &mut Context<'_>,
+    ) -> Poll<Result<(Pipe, SocketAddr), AcceptError>> {
+        Poll::Ready(Ok((self.clone(), ([10, 0, 0, 2], 4000).into())))
     }
 }
 
@@ -232,13 +237,25 @@ fn a_failed_write_is_reported_by_the_next_write_and_at_the_end() {
 #[test]
 fn accepted_connections_are_gathered_as_well() {
     let pipe = Pipe::default();
-    let mut listener = Gathering::<_, 8>(pipe.clone());
-    let (mut gathered, from) = ready(listener.accept()).unwrap();
-    assert_eq!(from, SocketAddr::from(([10, 0, 0, 2], 4000)));
+    let mut listener = Gathered::new(AcceptSlot::new(pipe.clone()), vec![0; 8]);
     let cx = &mut Context::from_waker(Waker::noop());
-    assert_eq!(gathered.poll_write(cx, bytes("ab", "c")), ALL(3));
-    gathered.send_gathered(cx);
+    let from = SocketAddr::from(([10, 0, 0, 2], 4000));
+    assert_eq!(listener.poll_accept(cx), Poll::Ready(Ok(from)));
+    assert_eq!(listener.poll_write(cx, bytes("ab", "c")), ALL(3));
+    listener.send_gathered(cx);
     assert_eq!(pipe.take_log(), ["write abc", "send"]);
+    // The next caller receives no bytes of the last one and none of its errors.
+    pipe.0.borrow_mut().takes.push_back(Poll::Ready(Err(TransportError::Reset)));
+    assert_eq!(listener.poll_write(cx, bytes("ab", "c")), ALL(3));
+    listener.send_gathered(cx);
+    listener.release();
+    let nobody = Poll::Ready(Err(TransportError::Other));
+    assert_eq!(listener.poll_read(cx, &mut [0; 4]), nobody);
+    assert_eq!(listener.poll_accept(cx), Poll::Ready(Ok(from)));
+    pipe.take_log();
+    assert_eq!(listener.poll_write(cx, bytes("d", "")), ALL(1));
+    listener.send_gathered(cx);
+    assert_eq!(pipe.take_log(), ["write d", "send"]);
 }
 
 /// A transport with only the required methods.

@@ -14,7 +14,7 @@ use core::task::{Context, Poll};
 use embassy_net::dns::DnsQueryType;
 use embassy_net::tcp::{ConnectError, State, TcpSocket};
 use embassy_net::{IpAddress, Stack};
-use embassy_time::{Duration, Instant, with_deadline, with_timeout};
+use embassy_time::{Duration, Instant, Timer, with_deadline, with_timeout};
 use heapless::Vec;
 use nanonsq_core::address::Address;
 use nanonsq_core::drive::{AcceptError, Dialer, Listener, Transport};
@@ -119,14 +119,15 @@ impl<'a> Dialer for TcpDialer<'a> {
 
 /// Accepts TCP connections on a port, of all families, one at a time.
 ///
-/// A listener does not listen while its connection is open, nor until the driver calls `accept`
-/// again. A [`Port`](nanonsq_core::drive::Port) has one listener for each simultaneous connection
+/// A listener does not listen while its connection is open, nor until the driver calls
+/// `poll_accept` again. A [`Port`](nanonsq_core::drive::Port) has one listener for each simultaneous connection
 /// and a spare one, which rejects a caller when all slots are occupied. While the spare listener is
 /// busy too, the stack resets further callers: connection refused.
 #[derive(Debug)]
 pub struct TcpListener<'a> {
     port: u16,
     socket: Socket<'a>,
+    step: Step,
 }
 
 impl<'a> TcpListener<'a> {
@@ -140,32 +141,66 @@ impl<'a> TcpListener<'a> {
         port: u16,
         storage: &'a mut TcpStorage<RX, TX>,
     ) -> Self {
-        Self { port, socket: Socket::new(stack, storage) }
+        Self { port, socket: Socket::new(stack, storage), step: Step::Released }
     }
 }
 
-impl<'a> Listener for TcpListener<'a> {
-    type Transport<'l>
-        = TcpTransport<'l, 'a>
-    where
-        Self: 'l;
-
-    async fn accept(&mut self) -> Result<(Self::Transport<'_>, SocketAddr), AcceptError> {
-        let transport = TcpTransport(&mut self.socket);
+impl Listener for TcpListener<'_> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<SocketAddr, AcceptError>> {
+        let Self { port, socket, step } = self;
         loop {
-            transport.0.vacate().await;
-            let tcp = &mut transport.0.tcp;
-            tcp.set_timeout(Some(HANDSHAKE_MAX));
-            tcp.accept(self.port).await.map_err(|_| AcceptError::Other)?;
-            tcp.set_timeout(Some(SILENCE_MAX));
-            // Skip a caller that has already closed or reset.
-            if tcp.may_send()
-                && let Some(from) = tcp.remote_endpoint()
-            {
-                return Ok((transport, SocketAddr::new(from.addr.into(), from.port)));
+            match *step {
+                Step::Released => {
+                    socket.reset();
+                    *step = Step::Vacating(Instant::now().saturating_add(RST_WAIT));
+                }
+                Step::Vacating(until) => {
+                    let flushed = pin!(socket.tcp.flush()).poll(cx).is_ready();
+                    if !flushed && pin!(Timer::at(until)).poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                    socket.tcp.set_timeout(Some(HANDSHAKE_MAX));
+                    // The socket listens from this poll on; the future itself has no state.
+                    if let Poll::Ready(Err(_)) = pin!(socket.tcp.accept(*port)).poll(cx) {
+                        return Poll::Ready(Err(AcceptError::Other));
+                    }
+                    *step = Step::Listening;
+                }
+                Step::Listening => {
+                    let state = socket.tcp.state();
+                    if matches!(state, State::Listen | State::SynReceived) {
+                        // The socket becomes writable when the caller is connected, and the waker
+                        // is also woken when the handshake fails.
+                        let _ = pin!(socket.tcp.wait_write_ready()).poll(cx);
+                        return Poll::Pending;
+                    }
+                    *step = Step::Released;
+                    // Skip a caller that is already gone.
+                    if socket.tcp.may_send()
+                        && let Some(from) = socket.tcp.remote_endpoint()
+                    {
+                        socket.tcp.set_timeout(Some(SILENCE_MAX));
+                        return Poll::Ready(Ok(SocketAddr::new(from.addr.into(), from.port)));
+                    }
+                }
             }
         }
     }
+
+    fn release(&mut self) {
+        self.socket.tcp.close();
+        self.step = Step::Released;
+    }
+}
+
+/// The progress of a listener towards its next caller.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    /// The socket has a connection, or the rest of one.
+    Released,
+    /// The RST of the last connection leaves, at most until this time.
+    Vacating(Instant),
+    Listening,
 }
 
 /// A connection over the socket of a dialer or listener.
@@ -179,53 +214,40 @@ impl<'a> Listener for TcpListener<'a> {
 #[derive(Debug)]
 pub struct TcpTransport<'d, 'a>(&'d mut Socket<'a>);
 
-impl Transport for TcpTransport<'_, '_> {
-    fn poll_read(
-        &mut self,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<Result<usize, TransportError>> {
-        // embassy-net's futures hold no state: dropping one after a poll loses nothing.
-        pin!(self.0.tcp.read(buf)).poll(cx).map_err(transport_error)
-    }
-
-    fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        bytes: Transmit<'_>,
-    ) -> Poll<Result<usize, TransportError>> {
-        // Both parts enter the transmit buffer before the stack runs, so they leave in one segment.
-        let mut written = 0usize;
-        for part in [bytes.head, bytes.body] {
-            if part.is_empty() {
-                continue;
+/// Implements [`Transport`] by the socket within.
+macro_rules! transport_over_socket {
+    ($type:ty, $socket:tt) => {
+        impl Transport for $type {
+            fn poll_read(
+                &mut self,
+                cx: &mut Context<'_>,
+                buf: &mut [u8],
+            ) -> Poll<Result<usize, TransportError>> {
+                self.$socket.poll_read(cx, buf)
             }
-            let taken = match pin!(self.0.tcp.write(part)).poll(cx) {
-                Poll::Ready(Ok(taken)) => taken,
-                // Report the bytes written so far; the driver offers the rest again.
-                Poll::Pending | Poll::Ready(Err(_)) if written > 0 => break,
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(transport_error(error))),
-            };
-            written = written.saturating_add(taken);
-            if taken < part.len() {
-                break;
+
+            fn poll_write(
+                &mut self,
+                cx: &mut Context<'_>,
+                bytes: Transmit<'_>,
+            ) -> Poll<Result<usize, TransportError>> {
+                self.$socket.poll_write(cx, bytes)
+            }
+
+            fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+                self.$socket.poll_close(cx)
+            }
+
+            fn abort(&mut self) {
+                // The RST leaves when the stack runs next.
+                self.$socket.tcp.abort();
             }
         }
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
-        self.0.tcp.close();
-        // Ready when the other side has acknowledged everything, the FIN too.
-        pin!(self.0.tcp.flush()).poll(cx).map_err(transport_error)
-    }
-
-    fn abort(&mut self) {
-        // The RST leaves when the stack runs next, even if the transport is dropped by then.
-        self.0.tcp.abort();
-    }
+    };
 }
+
+transport_over_socket!(TcpTransport<'_, '_>, 0);
+transport_over_socket!(TcpListener<'_>, socket);
 
 impl Drop for TcpTransport<'_, '_> {
     fn drop(&mut self) {
@@ -269,13 +291,61 @@ impl<'a> Socket<'a> {
         Ok(())
     }
 
-    /// Prepares the socket for another connection: resets the previous one unless it is over, and
-    /// waits up to [`RST_WAIT`] for the RST to leave.
-    async fn vacate(&mut self) {
+    /// Resets the connection unless it is over.
+    fn reset(&mut self) {
         if !matches!(self.tcp.state(), State::Closed | State::TimeWait) {
             self.tcp.abort();
         }
+    }
+
+    /// Prepares the socket for another connection: resets the previous one unless it is over, and
+    /// waits up to [`RST_WAIT`] for the RST to leave.
+    async fn vacate(&mut self) {
+        self.reset();
         let _ = with_timeout(RST_WAIT, self.tcp.flush()).await;
+    }
+}
+
+impl Socket<'_> {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<Result<usize, TransportError>> {
+        // embassy-net's futures hold no state: dropping one after a poll loses nothing.
+        pin!(self.tcp.read(buf)).poll(cx).map_err(transport_error)
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: Transmit<'_>,
+    ) -> Poll<Result<usize, TransportError>> {
+        // Both parts enter the transmit buffer before the stack runs, so they leave in one segment.
+        let mut written = 0usize;
+        for part in [bytes.head, bytes.body] {
+            if part.is_empty() {
+                continue;
+            }
+            let taken = match pin!(self.tcp.write(part)).poll(cx) {
+                Poll::Ready(Ok(taken)) => taken,
+                // Report the bytes written so far; the driver offers the rest again.
+                Poll::Pending | Poll::Ready(Err(_)) if written > 0 => break,
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(transport_error(error))),
+            };
+            written = written.saturating_add(taken);
+            if taken < part.len() {
+                break;
+            }
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        self.tcp.close();
+        // Ready when the other side has acknowledged everything, the FIN too.
+        pin!(self.tcp.flush()).poll(cx).map_err(transport_error)
     }
 }
 

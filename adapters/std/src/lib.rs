@@ -22,7 +22,7 @@ use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{AcceptError, Dialer, Listener, Sleep, Transport};
+use nanonsq_core::drive::{Accept, AcceptError, AcceptSlot, Dialer, Listener, Sleep, Transport};
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
 use socket2::{SockRef, TcpKeepalive};
@@ -97,14 +97,25 @@ impl Dialer for TcpDialer {
 /// Clones are accept slots of the same port, with one connection each. While all have a connection,
 /// further callers wait in the operating system's queue. So a [`Port`](nanonsq_core::drive::Port)
 /// has a spare clone, which rejects a caller when all slots are occupied.
+#[derive(Debug)]
+pub struct TcpListener(AcceptSlot<Queue, TokioTransport<TcpStream>>);
+
+/// The queue of a port's callers.
 #[derive(Debug, Clone)]
-pub struct TcpListener(Arc<tokio::net::TcpListener>);
+struct Queue(Arc<tokio::net::TcpListener>);
+
+impl Clone for TcpListener {
+    /// Another accept slot of the same port, without a connection.
+    fn clone(&self) -> Self {
+        Self(AcceptSlot::new(self.0.source().clone()))
+    }
+}
 
 impl TcpListener {
     /// Listens on the first of the addresses that is available. Port 0 selects any free port.
     ///
     /// `[::]` accepts callers over IPv4 as well, whatever the operating system's default is;
-    /// `accept` returns their IPv4 addresses.
+    /// `poll_accept` returns their IPv4 addresses.
     ///
     /// # Errors
     ///
@@ -113,39 +124,81 @@ impl TcpListener {
         let mut failed = io::Error::new(ErrorKind::NotFound, "no such host");
         for address in tokio::net::lookup_host(addresses).await? {
             match listen(address) {
-                Ok(listener) => return Ok(Self(Arc::new(listener))),
+                Ok(listener) => return Ok(Self(AcceptSlot::new(Queue(Arc::new(listener))))),
                 Err(error) => failed = error,
             }
         }
         Err(failed)
     }
 
+    /// Returns the stream of the connection, if there is one.
+    pub fn stream(&self) -> Option<&TcpStream> {
+        self.0.connection().map(|transport| &transport.0)
+    }
+
     /// Returns the address and port on which the listener listens.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
+        self.0.source().0.local_addr()
+    }
+}
+
+impl Accept for Queue {
+    const ONE_QUEUE: bool = true;
+
+    type Transport = TokioTransport<TcpStream>;
+
+    fn poll_accept(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(Self::Transport, SocketAddr), AcceptError>> {
+        loop {
+            match ready!(self.0.poll_accept(cx)) {
+                // `set_up` fails if the caller has already hung up: skip it.
+                Ok((stream, from)) => {
+                    if set_up(&stream).is_ok() {
+                        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+                        return Poll::Ready(Ok((TokioTransport(stream), from)));
+                    }
+                }
+                // The caller hung up while it waited in the queue.
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                Err(error) => return Poll::Ready(Err(accept_error(&error))),
+            }
+        }
     }
 }
 
 impl Listener for TcpListener {
     const ONE_QUEUE: bool = true;
 
-    type Transport<'l> = TokioTransport<TcpStream>;
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<SocketAddr, AcceptError>> {
+        self.0.poll_accept(cx)
+    }
 
-    async fn accept(&mut self) -> Result<(Self::Transport<'_>, SocketAddr), AcceptError> {
-        loop {
-            match self.0.accept().await {
-                // `set_up` fails if the caller has already closed: skip it.
-                Ok((stream, from)) => {
-                    if set_up(&stream).is_ok() {
-                        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                        return Ok((TokioTransport(stream), from));
-                    }
-                }
-                // The caller closed while it waited in the queue.
-                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
-                Err(error) => return Err(accept_error(&error)),
-            }
-        }
+    fn release(&mut self) {
+        self.0.release();
+    }
+}
+
+impl Transport for TcpListener {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<Result<usize, TransportError>> {
+        self.0.poll_read(cx, buf)
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: Transmit<'_>,
+    ) -> Poll<Result<usize, TransportError>> {
+        self.0.poll_write(cx, bytes)
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        self.0.poll_close(cx)
     }
 }
 
@@ -213,38 +266,47 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport for TokioTransport<T> {
 pub struct TokioSleep {
     start: tokio::time::Instant,
     timer: Option<Pin<Box<tokio::time::Sleep>>>,
-    own: Option<OwnWaker>,
+    wakers: SlotWakers,
 }
 
-/// A waker that wakes a task and records that it did.
+/// The wakers of a server's slots. Each wakes the server's task and records that it did.
+#[derive(Debug, Default)]
+struct SlotWakers {
+    woken: Arc<Woken>,
+    slots: Vec<Option<(Arc<SlotWaker>, Waker)>>,
+}
+
+/// The slots whose wakers were woken, each at most once.
+#[derive(Debug, Default)]
+struct Woken {
+    slots: Mutex<Vec<usize>>,
+    task: Mutex<Option<Waker>>,
+}
+
 #[derive(Debug)]
-struct OwnWaker {
-    mark: Arc<Mark>,
-    waker: Waker,
+struct SlotWaker {
+    slot: usize,
+    is_woken: AtomicBool,
+    woken: Arc<Woken>,
 }
 
-#[derive(Debug)]
-struct Mark {
-    woken: AtomicBool,
-    task: Mutex<Waker>,
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Mark {
-    fn task(&self) -> MutexGuard<'_, Waker> {
-        self.task.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Wake for Mark {
+impl Wake for SlotWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
         // If the mark is set, the task was woken already and has not yet taken the mark.
-        if !self.woken.swap(true, Ordering::AcqRel) {
-            let task = self.task().clone();
-            task.wake();
+        if !self.is_woken.swap(true, Ordering::AcqRel) {
+            lock(&self.woken.slots).push(self.slot);
+            let task = lock(&self.woken.task).clone();
+            if let Some(task) = task {
+                task.wake();
+            }
         }
     }
 }
@@ -252,7 +314,7 @@ impl Wake for Mark {
 impl TokioSleep {
     /// Creates a clock that starts at 0.
     pub fn new() -> Self {
-        Self { start: tokio::time::Instant::now(), timer: None, own: None }
+        Self { start: tokio::time::Instant::now(), timer: None, wakers: SlotWakers::default() }
     }
 }
 
@@ -264,7 +326,7 @@ impl Default for TokioSleep {
 
 impl Clone for TokioSleep {
     fn clone(&self) -> Self {
-        Self { start: self.start, timer: None, own: None }
+        Self { start: self.start, timer: None, wakers: SlotWakers::default() }
     }
 }
 
@@ -290,18 +352,29 @@ impl Sleep for TokioSleep {
         pin!(timer).poll(cx)
     }
 
-    fn own_waker(&mut self, task: &Waker) -> Option<&Waker> {
-        let own = self.own.get_or_insert_with(|| {
-            let mark = Mark { woken: AtomicBool::new(false), task: Mutex::new(task.clone()) };
-            let mark = Arc::new(mark);
-            OwnWaker { waker: Waker::from(mark.clone()), mark }
+    fn slot_waker(&mut self, slot: usize, task: &Waker) -> Option<&Waker> {
+        let SlotWakers { woken, slots } = &mut self.wakers;
+        let mut known = lock(&woken.task);
+        if !known.as_ref().is_some_and(|known| known.will_wake(task)) {
+            *known = Some(task.clone());
+        }
+        if slots.len() <= slot {
+            slots.resize_with(slot + 1, || None);
+        }
+        let (_, waker) = slots[slot].get_or_insert_with(|| {
+            let is_woken = AtomicBool::new(false);
+            let own = Arc::new(SlotWaker { slot, is_woken, woken: woken.clone() });
+            (own.clone(), Waker::from(own))
         });
-        own.mark.task().clone_from(task);
-        Some(&own.waker)
+        Some(waker)
     }
 
-    fn take_woken(&mut self) -> bool {
-        self.own.as_ref().is_some_and(|own| own.mark.woken.swap(false, Ordering::AcqRel))
+    fn take_woken(&mut self) -> Option<usize> {
+        let slot = lock(&self.wakers.woken.slots).pop()?;
+        if let Some(Some((own, _))) = self.wakers.slots.get(slot) {
+            own.is_woken.store(false, Ordering::Release);
+        }
+        Some(slot)
     }
 }
 

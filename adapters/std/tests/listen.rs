@@ -1,10 +1,11 @@
 //! Accept slots, and callers for which no slot is free, over real sockets of this machine.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant as StdInstant};
 
 use nanonsq_std::core::drive::nsqlookupd::{self, Resources};
-use nanonsq_std::core::drive::{Dialer, Listener, Port, Ports};
+use nanonsq_std::core::drive::{AcceptError, Dialer, Listener, Port, Ports};
 use nanonsq_std::core::nsqlookupd::Config;
 use nanonsq_std::core::session::reject::Protocol;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TcpListener, TokioSleep};
@@ -52,6 +53,10 @@ async fn is_served(stream: &mut TcpStream) -> bool {
     stream.read_exact(&mut answer).await.is_ok() && answer == *b"\0\0\0\x02OK"
 }
 
+async fn accept(listener: &mut TcpListener) -> Result<SocketAddr, AcceptError> {
+    poll_fn(|cx| listener.poll_accept(cx)).await
+}
+
 async fn read_all(stream: &mut TcpStream) -> Vec<u8> {
     let mut received = Vec::new();
     stream.read_to_end(&mut received).await.unwrap();
@@ -65,11 +70,11 @@ async fn slots_of_one_port_return_the_callers_address_and_turn_nagle_off() {
     let mut other = listener.clone();
     assert_eq!(other.local_addr().unwrap(), address);
     let caller = TcpStream::connect(address).await.unwrap();
-    let (transport, from) = listener.accept().await.unwrap();
-    assert!(transport.0.nodelay().unwrap());
+    let from = accept(&mut listener).await.unwrap();
+    assert!(listener.stream().unwrap().nodelay().unwrap());
     assert_eq!(from, caller.local_addr().unwrap());
     let caller = TcpStream::connect(address).await.unwrap();
-    let (_transport, from) = other.accept().await.unwrap();
+    let from = accept(&mut other).await.unwrap();
     assert_eq!(from, caller.local_addr().unwrap());
 }
 
@@ -147,14 +152,11 @@ async fn a_silent_rejected_caller_delays_the_next_one_for_a_bounded_time() {
 /// As in Go (`*` in netstat). The address of a caller over IPv4 is not `::ffff:127.0.0.1`.
 #[tokio::test]
 async fn the_unspecified_ipv6_address_accepts_both_families() {
-    let listener = TcpListener::bind("[::]:0").await.unwrap();
+    let mut listener = TcpListener::bind("[::]:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     for host in ["127.0.0.1", "::1"] {
         let address = SocketAddr::new(host.parse().unwrap(), port);
-        let (accepted, caller) =
-            tokio::join!(async { listener.clone().accept().await.map(|(_, from)| from) }, async {
-                TcpStream::connect(address).await
-            });
+        let (accepted, caller) = tokio::join!(accept(&mut listener), TcpStream::connect(address));
         assert_eq!(accepted.unwrap(), caller.unwrap().local_addr().unwrap());
     }
 }
@@ -176,8 +178,9 @@ async fn dialed_and_accepted_connections_have_keepalive() {
     let mut listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string().parse().unwrap();
     let mut dialer = TcpDialer::new();
-    let (accepted, dialed) = tokio::join!(listener.accept(), dialer.dial(&address));
-    for stream in [&accepted.unwrap().0.0, &dialed.unwrap().0] {
+    let (accepted, dialed) = tokio::join!(accept(&mut listener), dialer.dial(&address));
+    accepted.unwrap();
+    for stream in [listener.stream().unwrap(), &dialed.unwrap().0] {
         let socket = SockRef::from(stream);
         assert!(socket.keepalive().unwrap() && stream.nodelay().unwrap());
         let second = Duration::from_secs(1);

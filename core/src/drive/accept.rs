@@ -1,29 +1,23 @@
-//! A port: its listeners, and the sessions that its callers get.
+//! A port: accept slots, and the sessions that callers get.
 //!
-//! There is one listener more than sessions. The listener that accepts a caller takes a free
-//! session for the caller. If no session is free, the listener evicts the connection that has been
-//! evictable for the longest ([`Session::evictable`]). If no connection becomes evictable within
-//! [`WAIT`], the caller is rejected. So the port listens nearly always, however many connections
-//! are idle or slow.
+//! There is one slot more than sessions. The slot that accepts a caller takes a free session for it;
+//! if there is none, that of a connection that may go ([`Session::evictable`]), the one that may go
+//! for the longest; if there is none either within [`WAIT`], the caller is rejected. So one slot
+//! listens nearly always, however many connections are idle or slow.
 //!
-//! If a session closes its connection, the peer is read to the end: the driver closes the transport
-//! after the session's last bytes, then reads from the peer and passes the bytes to the session,
-//! until the peer closes too or the session's deadline passes.
+//! A connection that its session closes is read to its end: after the last bytes the transport is
+//! closed, and what the caller still sends is given to the session, until the caller closes too or
+//! the session's deadline has come.
 //!
-//! The cost of an event does not grow with the number of connections: a listener is polled only if
-//! its waker was woken ([`Sleep::own_waker`]), or if it is marked because another listener or
-//! session created work for it. On a platform without such wakers all are polled whenever the task
-//! runs.
+//! An event costs what happened, not what is configured: a slot is polled only if it is marked,
+//! because its waker was woken ([`Sleep::slot_waker`]), or because another slot or another session
+//! left it something to do. On a platform without such wakers every poll of the task polls all slots.
 //!
 //! [`Session::evictable`]: crate::session::Session::evictable
 
-use core::cell::RefCell;
-use core::future::{Future, pending, poll_fn};
-use core::pin::pin;
-use core::task::{Context, Poll, Waker};
-
-use embassy_futures::select::{Either, select, select_array};
-use embassy_sync::blocking_mutex::{Mutex, raw::RawMutex};
+use core::future::poll_fn;
+use core::net::SocketAddr;
+use core::task::{Context, Poll, Waker, ready};
 
 use super::connection::{Connection, SessionAccess, shared_code};
 use super::{Listener, Sleep};
@@ -33,23 +27,25 @@ use crate::time::{Instant, Span};
 /// The longest time that a caller waits for a connection to become evictable.
 const WAIT: Span = Span::from_millis(2500);
 
-/// The index of the session that rejects callers.
+/// How long a slot whose listener failed waits before it listens again.
+const RETRY: Span = Span::from_secs(1);
+
+/// The index of the session that rejects.
 pub(super) const SPARE: usize = usize::MAX >> 1;
 
-/// The number of the spare listener.
-const SPARE_LISTENER: u16 = u16::MAX;
-
-/// The size of the receive buffer for a rejected caller.
+/// Bytes read at once of what a rejected caller sends.
 const SPARE_RX_LEN: usize = 32;
 
-/// The receive buffers of the sessions of a port.
+/// The absence of a slot.
+const NONE: u16 = u16::MAX;
+
+/// The receive buffers of some sessions.
 pub(super) type Buffers<const SLOTS: usize, const RX: usize> = [[u8; RX]; SLOTS];
 
-/// The listeners of one port of a server: one for each session, and a spare one. While all sessions
-/// are taken, the spare listener accepts callers. Each gets the session of a connection that is
-/// idle or slow ([`Session::evictable`](crate::session::Session::evictable)), waiting up to 2.5 s
-/// for such a connection, or is rejected. Without a spare listener such callers wait or are reset,
-/// depending on the platform.
+/// What a server listens on: a listener for each session, and a spare one, all of one port. While
+/// all sessions are taken the spare one accepts callers: each gets the session of a connection that
+/// is idle or slow ([`Session::evictable`](crate::session::Session::evictable)), if need be within
+/// 2.5 s, or is rejected. Without a spare one callers wait, or are reset, as the platform has it.
 #[derive(Debug, Clone, Copy)]
 pub struct Port<L, const SLOTS: usize> {
     /// The listeners of the sessions; each serves one connection at a time.
@@ -86,347 +82,363 @@ pub(super) trait Sessions {
     fn poll_changed(&self, task: &Waker, seen: &mut Self::Seen, mark: &mut dyn FnMut(usize));
 }
 
-/// The assignment of sessions to listeners, and the marks of the listeners to poll.
-///
-/// Listeners are numbered from one; 0 is no listener.
-struct Table<'t, 'r, M: RawMutex>(Mutex<M, RefCell<Inner<'t, 'r>>>);
-
-struct Inner<'t, 'r> {
-    /// For each session, the listener that has it.
-    owners: &'t mut [u16],
-    /// For each session, its receive buffer, unless a listener has taken it.
-    buffers: &'t mut [Option<&'r mut [u8]>],
-    slots: &'t mut [Slot],
-    spare: Slot,
-    /// The listener whose caller waits for a session. No other caller is accepted meanwhile.
-    waiting: u16,
-    /// The first idle listener: the one polled for the next caller if all listeners accept from one
-    /// queue.
-    acceptor: u16,
-    /// A listener was marked during this poll of the port.
-    marked: bool,
-}
-
-/// The state of a listener.
+/// Where an accept slot is.
 #[derive(Clone, Copy)]
-struct Slot {
-    /// The listener must be polled even if its waker was not woken.
+enum State {
+    /// It waits for a caller.
+    Accepting,
+    /// Its listener failed: it listens again at this time.
+    Resting(Instant),
+    /// Its caller waits for a session until this time.
+    Waiting(SocketAddr, Instant),
+    /// Its caller has this session, or is rejected ([`SPARE`]).
+    Up(usize),
+}
+
+/// An accept slot. Dropped, it has no connection and does not listen.
+struct Slot<'p, L: Listener, S> {
+    listener: &'p mut L,
+    connection: Connection<'p, S>,
+    state: State,
+    /// It is to be polled, and in the list of those.
     marked: bool,
-    /// The listener waits for a caller.
-    idle: bool,
+    /// The next one of that list.
+    next: u16,
 }
 
-impl Slot {
-    const NEW: Self = Self { marked: true, idle: false };
+impl<'p, L: Listener, S: Sleep> Slot<'p, L, S> {
+    fn new<X: Sessions>(
+        listener: &'p mut L,
+        sleep: &'p mut S,
+        sessions: &X,
+        session: usize,
+    ) -> Self {
+        let mut access = sessions.access(session);
+        let connection = Connection::new(shared_code(&mut access), sleep);
+        Self { listener, connection, state: State::Accepting, marked: false, next: NONE }
+    }
+
+    /// The connection is gone.
+    fn release(&mut self) {
+        self.listener.release();
+        self.state = State::Accepting;
+    }
 }
 
-impl<'r> Inner<'_, 'r> {
-    fn slot(&mut self, listener: u16) -> Option<&mut Slot> {
-        match listener {
-            SPARE_LISTENER => Some(&mut self.spare),
-            _ => self.slots.get_mut(usize::from(listener).wrapping_sub(1)),
+impl<L: Listener, S> Drop for Slot<'_, L, S> {
+    fn drop(&mut self) {
+        self.listener.release();
+    }
+}
+
+/// The slots of a port, counted from zero, the spare one last, and which of them has which session.
+struct Slots<'s, 'p, L: Listener, S, const RX: usize> {
+    slots: &'s mut [Slot<'p, L, S>],
+    spare: Option<Slot<'p, L, S>>,
+    /// The slot that has the session.
+    owners: &'s mut [u16],
+    rx: &'s mut [[u8; RX]],
+    spare_rx: [u8; SPARE_RX_LEN],
+    /// Has the wakers of the slots.
+    wakers: S,
+    /// The first and the last slot of the list of those that are to be polled.
+    first: u16,
+    last: u16,
+    /// The slot whose caller waits for a session. Until it has one nobody else is accepted.
+    waiting: u16,
+    /// Of the slots that take callers from one queue, the one that is polled for the next: the first
+    /// that is idle.
+    acceptor: u16,
+}
+
+impl<'p, L: Listener, S: Sleep, const RX: usize> Slots<'_, 'p, L, S, RX> {
+    fn slot(&mut self, at: u16) -> Option<&mut Slot<'p, L, S>> {
+        let at = usize::from(at);
+        if at == self.slots.len() { self.spare.as_mut() } else { self.slots.get_mut(at) }
+    }
+
+    /// The number of the spare slot.
+    fn spare(&self) -> u16 {
+        self.slots.len() as u16
+    }
+
+    fn is_idle(&mut self, at: u16) -> bool {
+        self.slot(at).is_some_and(|slot| matches!(slot.state, State::Accepting))
+    }
+
+    /// Has a slot polled, in this poll of the task or the next. Slots with a connection come first:
+    /// one that ends leaves its session to a caller.
+    fn mark(&mut self, at: u16) {
+        let first = self.first;
+        let Some(slot) = self.slot(at) else { return };
+        if core::mem::replace(&mut slot.marked, true) {
+            return;
+        }
+        if matches!(slot.state, State::Up(_)) {
+            slot.next = first;
+            self.first = at;
+            if first == NONE {
+                self.last = at;
+            }
+            return;
+        }
+        slot.next = NONE;
+        match self.slot(self.last) {
+            Some(last) => last.next = at,
+            None => self.first = at,
+        }
+        self.last = at;
+    }
+
+    fn mark_all(&mut self) {
+        (0..=self.spare()).for_each(|at| self.mark(at));
+    }
+
+    /// Takes the first slot that is to be polled.
+    fn take_marked(&mut self) -> Option<u16> {
+        let at = self.first;
+        let slot = self.slot(at)?;
+        slot.marked = false;
+        self.first = slot.next;
+        if self.first == NONE {
+            self.last = NONE;
+        }
+        Some(at)
+    }
+
+    /// Marks the slots whose wakers were woken; all of them on a platform without wakers.
+    fn mark_woken(&mut self, task: &Waker) {
+        if self.wakers.slot_waker(0, task).is_none() {
+            return self.mark_all();
+        }
+        while let Some(at) = self.wakers.take_woken() {
+            self.mark(at as u16);
         }
     }
 
-    fn all_slots(&mut self) -> impl Iterator<Item = &mut Slot> {
-        self.slots.iter_mut().chain([&mut self.spare])
-    }
-
-    fn mark(&mut self, listener: u16) {
-        if let Some(slot) = self.slot(listener) {
-            slot.marked = true;
-            self.marked = true;
+    /// Polls what is marked.
+    fn poll<X: Sessions>(&mut self, sessions: &X, seen: &mut X::Seen, cx: &mut Context<'_>) {
+        sessions.poll_changed(cx.waker(), seen, &mut |index| {
+            let owner = self.owners.get(index).copied().unwrap_or(NONE);
+            self.mark(owner);
+        });
+        self.mark_woken(cx.waker());
+        // It looks for a connection that may go.
+        self.mark(self.waiting);
+        // A slot whose connection ends has a second turn.
+        for _ in 0..=self.slots.len().saturating_mul(2) {
+            let Some(at) = self.take_marked() else { return };
+            match self.wakers.slot_waker(at.into(), cx.waker()).cloned() {
+                Some(waker) => self.poll_slot(at, sessions, &mut Context::from_waker(&waker)),
+                None => self.poll_slot(at, sessions, cx),
+            }
+        }
+        if self.first != NONE {
+            // It may have had its turn before.
+            cx.waker().wake_by_ref();
         }
     }
 
-    /// Marks listener `me` idle. Returns true if it should be polled for a caller.
-    fn accepts(&mut self, me: u16, one_queue: bool) -> bool {
-        if let Some(slot) = self.slot(me) {
-            slot.idle = true;
+    fn poll_slot<X: Sessions>(&mut self, at: u16, sessions: &X, cx: &mut Context<'_>) {
+        while let Some(slot) = self.slot(at)
+            && let Poll::Ready(next) = match slot.state {
+                State::Accepting => self.poll_accept(at, cx),
+                State::Resting(until) => {
+                    slot.connection.poll_rest(until, cx).map(|()| State::Accepting)
+                }
+                State::Waiting(from, end) => self.poll_session(at, from, end, sessions, cx),
+                State::Up(index) => self.poll_up(at, index, sessions, cx),
+            }
+        {
+            if let Some(slot) = self.slot(at) {
+                slot.state = next;
+            }
+            if matches!(next, State::Accepting) {
+                // After those whose connections may end as well.
+                return self.mark(at);
+            }
         }
-        if self.acceptor == 0 || me < self.acceptor {
-            self.acceptor = me;
-        }
-        self.waiting == 0 && (!one_queue || self.acceptor == me)
     }
 
-    /// Marks listener `me` busy after it accepted a caller or failed; the next idle listener
-    /// accepts in its place.
-    fn accepted(&mut self, me: u16) {
-        if let Some(slot) = self.slot(me) {
-            slot.idle = false;
+    fn poll_accept(&mut self, at: u16, cx: &mut Context<'_>) -> Poll<State> {
+        // The spare number is the largest: the spare slot accepts when no other one is idle.
+        if at < self.acceptor {
+            self.acceptor = at;
         }
-        if self.acceptor == me {
-            let next = self.slots.iter().position(|slot| slot.idle);
-            let spare = if self.spare.idle { SPARE_LISTENER } else { 0 };
-            self.acceptor = next.map_or(spare, |at| (at as u16).saturating_add(1));
+        if self.waiting != NONE || (L::ONE_QUEUE && self.acceptor != at) {
+            return Poll::Pending;
+        }
+        let Some(slot) = self.slot(at) else { return Poll::Pending };
+        let accepted = ready!(slot.listener.poll_accept(cx));
+        let now = slot.connection.now();
+        slot.state = match accepted {
+            Ok(from) => State::Waiting(from, now.after(WAIT)),
+            Err(_) => State::Resting(now.after(RETRY)),
+        };
+        let state = slot.state;
+        if self.acceptor == at {
+            let next = (0..=self.spare()).find(|at| self.is_idle(*at));
+            self.acceptor = next.unwrap_or(NONE);
             self.mark(self.acceptor);
         }
+        Poll::Ready(state)
     }
 
-    /// Takes a free session, preferably that with the listener's own number.
-    fn take_free(&mut self, me: u16) -> Option<usize> {
-        let own = usize::from(me).wrapping_sub(1);
-        let is_free = |at: &usize| self.owners.get(*at) == Some(&0);
-        let index = Some(own)
-            .filter(is_free)
-            .or_else(|| self.owners.iter().position(|owner| *owner == 0))?;
-        *self.owners.get_mut(index)? = me;
+    /// Ready when a caller has a session, or is to be rejected.
+    fn poll_session<X: Sessions>(
+        &mut self,
+        at: u16,
+        from: SocketAddr,
+        end: Instant,
+        sessions: &X,
+        cx: &mut Context<'_>,
+    ) -> Poll<State> {
+        let index = match self.take_free(at) {
+            Some(index) => index,
+            None => ready!(self.poll_evict(at, end, sessions, cx)),
+        };
+        self.wait_is_over();
+        if let Some(slot) = self.slot(at) {
+            slot.connection.accepted(shared_code(&mut sessions.access(index)), from);
+        }
+        Poll::Ready(State::Up(index))
+    }
+
+    /// Takes a session that no slot has, best the slot's own.
+    fn take_free(&mut self, at: u16) -> Option<usize> {
+        let is_free = |index: &usize| self.owners.get(*index) == Some(&NONE);
+        let own = Some(usize::from(at)).filter(is_free);
+        let index = own.or_else(|| self.owners.iter().position(|owner| *owner == NONE))?;
+        *self.owners.get_mut(index)? = at;
         Some(index)
     }
 
-    /// Takes session `index` from the listener that has it, and marks that listener.
-    fn take_from(&mut self, me: u16, index: usize) {
-        if let Some(owner) = self.owners.get_mut(index) {
-            let old = core::mem::replace(owner, me);
-            self.mark(old);
+    /// Takes the session of the connection that may go for the longest.
+    fn poll_evict<X: Sessions>(
+        &mut self,
+        at: u16,
+        end: Instant,
+        sessions: &X,
+        cx: &mut Context<'_>,
+    ) -> Poll<usize> {
+        let mut first = Instant::NEVER;
+        let mut found = 0;
+        for index in 0..self.owners.len() {
+            sessions.access(index).with(&mut |session| {
+                let evictable = session.evictable();
+                if evictable < first {
+                    (first, found) = (evictable, index);
+                }
+            });
+        }
+        let Some(slot) = self.slot(at) else { return Poll::Pending };
+        let now = slot.connection.now();
+        if first <= now {
+            sessions.access(found).with(&mut |session| session.closed(now, Closed::Local));
+            if let Some(owner) = self.owners.get_mut(found) {
+                let old = core::mem::replace(owner, at);
+                if let Some(old) = self.slot(old) {
+                    old.release();
+                }
+                self.mark(old);
+            }
+            return Poll::Ready(found);
+        }
+        if first > end {
+            return Poll::Ready(SPARE);
+        }
+        if slot.connection.is_due(now, first, cx) {
+            cx.waker().wake_by_ref();
+        }
+        self.waiting = at;
+        Poll::Pending
+    }
+
+    /// The caller that waited has a session, or is rejected: all idle slots listen again.
+    fn wait_is_over(&mut self) {
+        if core::mem::replace(&mut self.waiting, NONE) != NONE {
+            for at in 0..=self.spare() {
+                if self.is_idle(at) {
+                    self.mark(at);
+                }
+            }
         }
     }
 
-    /// Returns the session's buffer, and frees the session unless another listener has taken it.
-    fn leave(&mut self, me: u16, index: usize, rx: &'r mut [u8]) {
-        if let Some(slot) = self.buffers.get_mut(index) {
-            *slot = Some(rx);
-        }
+    /// Ready when the connection is over.
+    fn poll_up<X: Sessions>(
+        &mut self,
+        at: u16,
+        index: usize,
+        sessions: &X,
+        cx: &mut Context<'_>,
+    ) -> Poll<State> {
+        let Self { slots, spare, rx, spare_rx, .. } = self;
+        let slot = if usize::from(at) == slots.len() {
+            spare.as_mut()
+        } else {
+            slots.get_mut(usize::from(at))
+        };
+        let Some(Slot { connection, listener, .. }) = slot else { return Poll::Pending };
+        // The session that rejects takes all that is read at once, so that several slots can share
+        // the buffer.
+        let rx = rx.get_mut(index).map_or(&mut spare_rx[..], |rx| &mut rx[..]);
+        let mut session = sessions.access(index);
+        ready!(connection.poll_up(shared_code(&mut session), *listener, rx, cx));
+        listener.release();
         if let Some(owner) = self.owners.get_mut(index) {
-            let next = *owner;
-            if next == me {
-                *owner = 0;
-            } else {
-                // The new owner waits for the buffer.
-                self.mark(next);
-            }
+            *owner = NONE;
         }
         self.mark(self.waiting);
-    }
-
-    /// Ends the wait of a caller, which has a session or is rejected: all idle listeners are polled
-    /// again.
-    fn wait_is_over(&mut self) {
-        if core::mem::replace(&mut self.waiting, 0) != 0 {
-            for slot in self.all_slots().filter(|slot| slot.idle) {
-                slot.marked = true;
-            }
-            self.marked = true;
-        }
+        Poll::Ready(State::Accepting)
     }
 }
 
-impl<'t, 'r, M: RawMutex> Table<'t, 'r, M> {
-    /// Runs `f` under the lock. `f` must not call this again: it would get the default answer.
-    fn with<R: Default>(&self, f: impl FnOnce(&mut Inner<'t, 'r>) -> R) -> R {
-        self.0
-            .lock(|inner| inner.try_borrow_mut().map_or_else(|_| R::default(), |mut it| f(&mut it)))
-    }
-}
-
-/// Serves a port for ever. A listener that fails accepts again after a second.
-pub(super) async fn serve_port<M, L, X, S, const SLOTS: usize, const RX: usize>(
+/// Serves a port for ever. A listener that fails is asked again after a second. Dropped, the future
+/// ends all connections.
+pub(super) async fn serve_port<L, X, S, const SLOTS: usize, const RX: usize>(
     port: &mut Port<L, SLOTS>,
     sessions: &X,
     sleep: &S,
     rx: &mut Buffers<SLOTS, RX>,
 ) -> !
 where
-    M: RawMutex,
     L: Listener,
     X: Sessions,
     S: Sleep,
 {
-    let owners = &mut [0; SLOTS];
-    let buffers = &mut rx.each_mut().map(|rx| Some(&mut rx[..]));
-    let slots = &mut [Slot::NEW; SLOTS];
-    let table = &Table::<M>(Mutex::new(RefCell::new(Inner {
-        owners,
-        buffers,
-        slots,
-        spare: Slot::NEW,
-        waiting: 0,
-        acceptor: 0,
-        marked: false,
-    })));
-    let mut me = 0u16;
-    let slots = port.slots.each_mut().map(|listener| {
-        me = me.saturating_add(1);
-        serve_when_woken(me, listener, table, sessions, sleep)
-    });
-    let slots = select_array(slots);
-    let spare = async {
-        let Some(listener) = &mut port.spare else { return pending().await };
-        serve_when_woken(SPARE_LISTENER, listener, table, sessions, sleep).await
+    let wakers = sleep.clone();
+    let mut sleeps: [S; SLOTS] = core::array::from_fn(|_| sleep.clone());
+    let mut spare_sleep = sleep.clone();
+    let mut slots = heapless::Vec::<_, SLOTS>::new();
+    for (index, (listener, sleep)) in port.slots.iter_mut().zip(&mut sleeps).enumerate() {
+        let _ = slots.push(Slot::new(listener, sleep, sessions, index));
+    }
+    let spare = port.spare.as_mut();
+    let mut slots = Slots {
+        slots: &mut slots,
+        spare: spare.map(|listener| Slot::new(listener, &mut spare_sleep, sessions, SPARE)),
+        owners: &mut [NONE; SLOTS],
+        rx,
+        spare_rx: [0; SPARE_RX_LEN],
+        wakers,
+        first: NONE,
+        last: NONE,
+        waiting: NONE,
+        acceptor: NONE,
     };
-    // The spare listener is polled last, after all others.
-    let mut all = pin!(select(slots, spare));
     let mut task: Option<Waker> = None;
     let mut seen = X::Seen::default();
-    let never = poll_fn(|cx| {
+    poll_fn(|cx| {
         if !task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
             task = Some(cx.waker().clone());
-            // The listeners' wakers still wake the previous task; polling each updates them.
-            table.with(|inner| inner.all_slots().for_each(|slot| slot.marked = true));
+            // The slots' wakers wake the task that polled them last.
+            slots.mark_all();
         }
-        sessions.poll_changed(cx.waker(), &mut seen, &mut |index| {
-            table.with(|inner| {
-                let owner = inner.owners.get(index).copied().unwrap_or_default();
-                inner.mark(owner);
-            });
-        });
-        table.with(|inner| {
-            // The waiting listener looks for an evictable connection in every poll.
-            inner.mark(inner.waiting);
-            inner.marked = false;
-        });
-        let polled = all.as_mut().poll(cx);
-        if table.with(|inner| inner.marked) {
-            // The marked listener may have been polled before it was marked.
-            cx.waker().wake_by_ref();
-        }
-        polled
-    });
-    match never.await {
-        Either::First((never, _)) | Either::Second(never) => never,
-    }
-}
-
-/// Serves a listener with its own waker; polls it only if that was woken or the listener is marked.
-async fn serve_when_woken<M, L, X, S>(
-    me: u16,
-    listener: &mut L,
-    table: &Table<'_, '_, M>,
-    sessions: &X,
-    sleep: &S,
-) -> !
-where
-    M: RawMutex,
-    L: Listener,
-    X: Sessions,
-    S: Sleep,
-{
-    let sleep = sleep.clone();
-    let mut wakes = sleep.clone();
-    let mut serving = pin!(serve_listener(me, listener, table, sessions, sleep));
-    poll_fn(|cx| {
-        let woken = wakes.take_woken();
-        let marked = table.with(|inner| {
-            inner.slot(me).is_some_and(|slot| core::mem::replace(&mut slot.marked, false))
-        });
-        if !woken && !marked {
-            return Poll::Pending;
-        }
-        match wakes.own_waker(cx.waker()) {
-            Some(waker) => serving.as_mut().poll(&mut Context::from_waker(waker)),
-            None => serving.as_mut().poll(cx),
-        }
+        slots.poll(sessions, &mut seen, cx);
+        Poll::Pending
     })
     .await
-}
-
-/// Accepts callers on one listener and serves each, one after the other.
-async fn serve_listener<M, L, X, S>(
-    me: u16,
-    listener: &mut L,
-    table: &Table<'_, '_, M>,
-    sessions: &X,
-    mut sleep: S,
-) -> !
-where
-    M: RawMutex,
-    L: Listener,
-    X: Sessions,
-    S: Sleep,
-{
-    let own = usize::from(me).wrapping_sub(1);
-    let own = if me == SPARE_LISTENER { SPARE } else { own };
-    let mut connection = Connection::new(shared_code(&mut sessions.access(own)), &mut sleep);
-    loop {
-        let accepted = {
-            let mut accept = pin!(listener.accept());
-            poll_fn(|cx| {
-                if !table.with(|inner| inner.accepts(me, L::ONE_QUEUE)) {
-                    return Poll::Pending;
-                }
-                accept.as_mut().poll(cx)
-            })
-            .await
-        };
-        table.with(|inner| inner.accepted(me));
-        let Ok((mut transport, from)) = accepted else {
-            connection.wait_to_listen().await;
-            continue;
-        };
-        let end = connection.now().after(WAIT);
-        let index = poll_fn(|cx| poll_session(me, end, table, sessions, &mut connection, cx)).await;
-        table.with(Inner::wait_is_over);
-        let Some(index) = index else {
-            let mut session = sessions.access(SPARE);
-            let rx = &mut [0; SPARE_RX_LEN];
-            connection.accepted(shared_code(&mut session), from);
-            poll_fn(|cx| connection.poll_up(shared_code(&mut session), &mut transport, rx, cx))
-                .await;
-            continue;
-        };
-        // A listener that had the session returns the buffer when it is next polled.
-        let rx = poll_fn(|_| {
-            let rx = table.with(|inner| inner.buffers.get_mut(index).and_then(Option::take));
-            rx.map_or(Poll::Pending, Poll::Ready)
-        })
-        .await;
-        let mut session = sessions.access(index);
-        connection.accepted(shared_code(&mut session), from);
-        poll_fn(|cx| {
-            if table.with(|inner| inner.owners.get(index) == Some(&me)) {
-                return connection.poll_up(shared_code(&mut session), &mut transport, rx, cx);
-            }
-            Poll::Ready(())
-        })
-        .await;
-        table.with(|inner| inner.leave(me, index, rx));
-    }
-}
-
-/// Ready when the caller of listener `me` has a session, or with `None` when it must be rejected.
-/// Waits until `end` at most.
-fn poll_session<M, X, S>(
-    me: u16,
-    end: Instant,
-    table: &Table<'_, '_, M>,
-    sessions: &X,
-    connection: &mut Connection<'_, S>,
-    cx: &mut Context<'_>,
-) -> Poll<Option<usize>>
-where
-    M: RawMutex,
-    X: Sessions,
-    S: Sleep,
-{
-    let index = table.with(|inner| inner.take_free(me));
-    if index.is_some() {
-        return Poll::Ready(index);
-    }
-    let now = connection.now();
-    let mut first = Instant::NEVER;
-    let mut found = 0;
-    for at in 0..table.with(|inner| inner.owners.len()) {
-        sessions.access(at).with(&mut |session| {
-            let evictable = session.evictable();
-            if evictable < first {
-                (first, found) = (evictable, at);
-            }
-        });
-    }
-    if first <= now {
-        sessions.access(found).with(&mut |session| session.closed(now, Closed::Local));
-        table.with(|inner| inner.take_from(me, found));
-        return Poll::Ready(Some(found));
-    }
-    if first > end {
-        return Poll::Ready(None);
-    }
-    table.with(|inner| inner.waiting = me);
-    if connection.is_due(now, first, cx) {
-        cx.waker().wake_by_ref();
-    }
-    Poll::Pending
 }
 
 #[cfg(test)]

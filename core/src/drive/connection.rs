@@ -13,13 +13,10 @@ use core::task::{Context, Poll, Waker};
 use super::{Dialer, Sleep, Transport};
 use crate::address::Address;
 use crate::session::{Closed, DialError, Link, Session, TransportError};
-use crate::time::{Instant, Span};
+use crate::time::Instant;
 
 /// The number of rounds of reading and writing in one poll before other tasks run.
 const ROUNDS_MAX: u8 = 16;
-
-/// The time between a failure of a listener and its next attempt to accept.
-const ACCEPT_RETRY: Span = Span::from_secs(1);
 
 /// A driver's access to its session, which may be owned, shared within a task, or behind a lock.
 ///
@@ -205,11 +202,10 @@ impl<'d, S: Sleep> Connection<'d, S> {
         self.sleep.poll_until(cx, self.alarm).is_ready()
     }
 
-    /// Waits before a listener that failed accepts again.
-    pub(super) async fn wait_to_listen(&mut self) {
-        let again = self.sleep.now().after(ACCEPT_RETRY);
-        poll_fn(|cx| self.sleep.poll_until(cx, again)).await;
+    /// Ready at `until`: how long a slot waits whose listener failed.
+    pub(super) fn poll_rest(&mut self, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
         self.alarm = Instant::NEVER;
+        self.sleep.poll_until(cx, until)
     }
 
     /// Ready when a dial is due; `address` is then the address to dial.

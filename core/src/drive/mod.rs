@@ -14,19 +14,19 @@
 //! |---|---|---|
 //! | [`Transport`] | a connected byte stream | everything |
 //! | [`Dialer`] | connecting | publisher, consumer, registration |
-//! | [`Listener`] | accepting | nsqd, nsqlookupd |
-//! | [`Sleep`] | the clock, one timer, optionally one waker | everything |
+//! | [`Listener`], or [`Accept`] in an [`AcceptSlot`] | accepting | nsqd, nsqlookupd |
+//! | [`Sleep`] | the clock, one timer, optionally wakers | everything |
 //!
 //! 1. *Poll, do not await.* `poll_read` and `poll_write` move bytes now, or arrange for `cx`'s
 //!    waker to be woken and return `Pending`. The driver calls them while it holds the session's
 //!    lock, so they must neither block nor call a handle. A transport whose own futures are not
 //!    cancel-safe (TLS) must store their state in itself.
 //! 2. *A write needs no flush.* The transport must send the bytes that `poll_write` accepted
-//!    without a further call. Where a write is a system call, wrap the dialer or listener in
-//!    [`Gathering`].
+//!    without a further call. Where a write is a system call, wrap the dialer in
+//!    [`Gathering`] and the listener in [`Gathered`].
 //! 3. *A partial write is normal*, and so is a partial read.
-//! 4. *Dropping is always allowed.* The driver drops `dial` and `accept` futures and transports at
-//!    any await. Dropping must free the socket.
+//! 4. *Dropping is always allowed.* The driver drops `dial` futures and transports at any await, and
+//!    calls `release` on a listener in any state. Both must free the socket.
 //! 5. *There are two ways to close.* `poll_close` ends the stream after all written bytes; `abort`
 //!    gives up at once. The driver calls `abort` if `poll_close` takes too long.
 //! 6. *Errors are few.* Map the platform's errors to [`DialError`], [`AcceptError`] and
@@ -38,6 +38,8 @@
 
 #[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 mod accept;
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
+mod accept_slot;
 #[cfg(any(feature = "publisher", feature = "consumer"))]
 mod client;
 mod connection;
@@ -68,6 +70,8 @@ use crate::time::Instant;
 
 #[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 pub use accept::Port;
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
+pub use accept_slot::{Accept, AcceptSlot};
 pub use gathering::{Gathered, Gathering};
 #[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 pub use server::Ports;
@@ -133,23 +137,20 @@ pub trait Dialer {
     ) -> impl Future<Output = Result<Self::Transport<'_>, DialError>>;
 }
 
-/// Accepts transports: one accept slot, which holds one connection at a time. A port has one
+/// One accept slot: it listens, then it is the transport to one caller at a time. A port has one
 /// listener for each connection and a spare one.
-pub trait Listener {
+pub trait Listener: Transport {
     /// True if all listeners of a port accept callers from one queue: the driver then polls only
     /// one of the idle listeners. With the default, `false`, it polls each.
     const ONE_QUEUE: bool = false;
 
-    /// The transport, which may borrow the listener's buffers.
-    type Transport<'l>: Transport
-    where
-        Self: 'l;
+    /// Listens. Ready with the address of a caller that is connected: the listener is the transport
+    /// to this caller until [`release`](Self::release).
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<SocketAddr, AcceptError>>;
 
-    /// Waits for the next caller and returns its transport and address. Dropping the future stops
-    /// listening.
-    fn accept(
-        &mut self,
-    ) -> impl Future<Output = Result<(Self::Transport<'_>, SocketAddr), AcceptError>>;
+    /// Drops the connection, like dropping a transport, or stops listening. The driver may call it
+    /// on a listener that does neither.
+    fn release(&mut self);
 }
 
 /// Why a listener accepted no caller. An adapter maps the errors of its platform to these.
@@ -177,8 +178,8 @@ impl fmt::Display for AcceptError {
 
 impl core::error::Error for AcceptError {}
 
-/// The clock and one timer, and one waker where the platform can make wakers. Each clone has its
-/// own timer and waker.
+/// The clock and one timer, and wakers where the platform can make them. Each clone has its own
+/// timer and wakers.
 pub trait Sleep: Clone {
     /// Returns the time since the platform started. Must not return [`Instant::NEVER`], at which
     /// every deadline has passed.
@@ -190,17 +191,17 @@ pub trait Sleep: Clone {
     /// task), or return early if nothing changed.
     fn poll_until(&mut self, cx: &mut Context<'_>, at: Instant) -> Poll<()>;
 
-    /// Returns the waker of this clone: waking it wakes `task` and makes
-    /// [`take_woken`](Self::take_woken) return true once. A server then polls only the connections
+    /// Returns the waker of a server's slot: waking it wakes `task` and makes
+    /// [`take_woken`](Self::take_woken) return `slot` once. A server then polls only the connections
     /// that have an event. With the default, `None`, it polls all of them whenever the task runs,
     /// which is good enough for a dozen.
-    fn own_waker(&mut self, task: &Waker) -> Option<&Waker> {
-        let _ = task;
+    fn slot_waker(&mut self, slot: usize, task: &Waker) -> Option<&Waker> {
+        let _ = (slot, task);
         None
     }
 
-    /// Returns whether the waker was woken since the last call; always true without a waker.
-    fn take_woken(&mut self) -> bool {
-        true
+    /// Returns a slot whose waker was woken since this function last returned the slot.
+    fn take_woken(&mut self) -> Option<usize> {
+        None
     }
 }

@@ -215,14 +215,13 @@ pub(super) async fn run_ports<
     let tcp = &PortSessions { shared, with: Served::with_client, http: false, slots: CLIENTS };
     let with = HttpPort::<E, HTTP>::WITH;
     let http = &PortSessions { shared, with, http: true, slots: HTTP };
-    let serving =
-        select(serve_port::<M, _, _, _, CLIENTS, RX>(&mut ports.tcp, tcp, sleep, rx.0), async {
-            if HTTP == 0 {
-                return pending().await;
-            }
-            serve_port::<M, _, _, _, HTTP, RX>(&mut ports.http, http, sleep, rx.1).await
-        });
-    match select(serving, leave).await {
+    let lines = select(serve_port(&mut ports.tcp, tcp, sleep, rx.0), async {
+        if HTTP == 0 {
+            return pending().await;
+        }
+        serve_port(&mut ports.http, http, sleep, rx.1).await
+    });
+    match select(lines, leave).await {
         Either::First(Either::First(never) | Either::Second(never)) => never,
         Either::Second(()) => {}
     }

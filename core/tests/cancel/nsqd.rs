@@ -14,7 +14,7 @@ use nanonsq_core::session::Closed;
 use nanonsq_core::wire::nsqlookupd::NodeInfo;
 
 use crate::servers::Server;
-use crate::world::{Door, Task, World, at_every_await, poll_times, runner_is_gone, topic};
+use crate::world::{Door, Doors, Task, World, at_every_await, poll_times, runner_is_gone, topic};
 
 const LOOKUPD: u16 = 4160;
 /// The HTTP port that lists the channel `c` for every topic.
@@ -29,7 +29,7 @@ const STORE: usize = ROOM * nanonsq_core::nsqd::message_cost(4, 2) + 8;
 const ALL: usize = 20;
 
 type Handle<'a> = nsqd::Handle<'a, NoopRawMutex, World>;
-type Runner<'a> = nsqd::Runner<'a, NoopRawMutex, Door, World, World, 2, 4, 2, 0, 1, 16>;
+type Runner<'a> = nsqd::Runner<'a, NoopRawMutex, Doors, World, World, 2, 4, 2, 0, 1, 16>;
 
 /// The description of the nsqd for nsqlookupds.
 pub(crate) const INFO: NodeInfo<'static> = NodeInfo {
@@ -85,7 +85,7 @@ fn with_node(world: &World, test: impl FnOnce(&Handle<'_>, Runner<'_>, &Others))
     let lookupds = ["lookupd:4160".parse().unwrap()];
     let mut store = [0; STORE];
     let mut resources = nsqd::Resources::<_, 2, 4, 2, 3, 0, 1, 16>::new();
-    let door = |port| Door(world.clone(), port);
+    let door = |port| Door::new(world.clone(), port);
     let (handle, runner) = nsqd::new(
         &mut resources,
         Settings { node: &config, http: &http, lookup: &lookup, lookupds: &lookupds },

@@ -10,7 +10,7 @@ use nanonsq_core::drive::{Port, Ports};
 use nanonsq_core::nsqlookupd::Config;
 
 use crate::servers::Server;
-use crate::world::{Door, Task, World, at_every_await, poll_times, runner_is_gone, topic};
+use crate::world::{Door, Doors, Task, World, at_every_await, poll_times, runner_is_gone, topic};
 
 const NODE: u16 = 5000;
 const HTTP_CLIENT: u16 = 5001;
@@ -20,7 +20,7 @@ const REGISTRATION: &[u8] = b"  V1IDENTIFY\n\0\0\0\x4f{\"broadcast_address\":\"n
 const REQUEST: &[u8] = b"GET /ping HTTP/1.1\r\nHost: directory\r\n\r\n";
 
 type Handle<'a> = nsqlookupd::Handle<'a, NoopRawMutex, World>;
-type Runner<'a> = nsqlookupd::Runner<'a, NoopRawMutex, Door, World, 2, 1, 16>;
+type Runner<'a> = nsqlookupd::Runner<'a, NoopRawMutex, Doors, World, 2, 1, 16>;
 
 /// Runs `test` with an nsqlookupd to which a node and an HTTP client connect.
 fn with_directory(world: &World, test: impl FnOnce(&Handle<'_>, Runner<'_>, &Rc<RefCell<Server>>)) {
@@ -29,7 +29,7 @@ fn with_directory(world: &World, test: impl FnOnce(&Handle<'_>, Runner<'_>, &Rc<
         world.serve(HTTP_CLIENT, Server::Talker { bytes: REQUEST, received: Vec::new() });
     let config = Config::new();
     let mut resources = nsqlookupd::Resources::<_, 2, 4, 4, 1, 16>::new();
-    let door = |port| Door(world.clone(), port);
+    let door = |port| Door::new(world.clone(), port);
     let ports = Ports {
         tcp: Port { slots: [door(Some(NODE)), door(None)], spare: Some(door(None)) },
         http: Port { slots: [door(Some(HTTP_CLIENT))], spare: None },

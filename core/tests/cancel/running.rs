@@ -17,7 +17,7 @@ use nanonsq_core::time::Span;
 
 use crate::nsqd::INFO;
 use crate::servers::Server;
-use crate::world::{Door, Task, World, topic};
+use crate::world::{Door, Doors, Task, World, topic};
 
 const SUBSCRIBERS: [u16; 2] = [5000, 5001];
 const HTTP_CLIENT: u16 = 5002;
@@ -26,7 +26,7 @@ const REQUEST: &[u8] = b"GET /stats?topic=t&format=json HTTP/1.1\r\nHost: node\r
 const MESSAGES: usize = 40;
 
 type Node<'a> = nsqd::Handle<'a, NoopRawMutex, World>;
-type NodeRunner<'a> = nsqd::Runner<'a, NoopRawMutex, Door, World, World, 2, 4, 2, 1, 1, 16>;
+type NodeRunner<'a> = nsqd::Runner<'a, NoopRawMutex, Doors, World, World, 2, 4, 2, 1, 1, 16>;
 
 fn finished(server: &Rc<RefCell<Server>>) -> Vec<String> {
     let Server::Subscriber(subscriber) = &*server.borrow() else { unreachable!() };
@@ -67,7 +67,7 @@ fn with_node(
     let lookupds = ["lookupd:4160".parse().unwrap()];
     let mut store = [0; 10 * message_cost(4, 2) + 8];
     let mut resources = nsqd::Resources::<_, 2, 4, 2, 3, 1, 1, 16>::new();
-    let door = |port| Door(world.clone(), port);
+    let door = |port| Door::new(world.clone(), port);
     let (handle, runner) = nsqd::new(
         &mut resources,
         Settings { node: &config, http: &http, lookup: &lookup, lookupds: &lookupds },

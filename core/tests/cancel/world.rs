@@ -7,10 +7,10 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{AcceptError, Dialer, Listener, Sleep, Transport};
+use nanonsq_core::drive::{Accept, AcceptError, AcceptSlot, Dialer, Sleep, Transport};
 use nanonsq_core::name::TopicName;
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
@@ -236,18 +236,40 @@ impl Dialer for World {
     }
 }
 
-/// A listener to which the server of a port connects whenever it is not connected; with `None` no
+/// An accept slot to which the server of a port connects.
+pub(crate) type Doors = AcceptSlot<Door, Pipe>;
+
+/// A source of callers: the server of a port connects whenever it is not connected; with `None` no
 /// server connects.
-pub(crate) struct Door(pub(crate) World, pub(crate) Option<u16>);
+pub(crate) struct Door {
+    world: World,
+    port: Option<u16>,
+    /// How often accepting is pending before the next call.
+    slow: Option<Slow>,
+}
 
-impl Listener for Door {
-    type Transport<'l> = Pipe;
+impl Door {
+    pub(crate) fn new(world: World, port: Option<u16>) -> Doors {
+        AcceptSlot::new(Self { world, port, slow: None })
+    }
+}
 
-    async fn accept(&mut self) -> Result<(Pipe, SocketAddr), AcceptError> {
-        let Some(port) = self.1 else { return std::future::pending().await };
-        let mut slow = Slow { times: 0, left: self.0.0.pending.max(1) };
-        poll_fn(|cx| slow.poll(cx)).await;
-        Ok((self.0.pipe(port), ([10, 0, 0, 2], port).into()))
+impl Accept for Door {
+    type Transport = Pipe;
+
+    fn poll_accept(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(Pipe, SocketAddr), AcceptError>> {
+        let Some(port) = self.port else { return Poll::Pending };
+        let left = self.world.0.pending.max(1);
+        ready!(self.slow.get_or_insert(Slow { times: 0, left }).poll(cx));
+        self.slow = None;
+        Poll::Ready(Ok((self.world.pipe(port), ([10, 0, 0, 2], port).into())))
+    }
+
+    fn stop(&mut self) {
+        self.slow = None;
     }
 }
 

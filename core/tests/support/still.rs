@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{AcceptError, Dialer, Listener, Sleep, Transport};
+use nanonsq_core::drive::{Accept, AcceptError, Dialer, Sleep, Transport};
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
 
@@ -56,10 +56,13 @@ impl Dialer for Still {
     }
 }
 
-impl Listener for Still {
-    type Transport<'l> = Never;
+impl Accept for Still {
+    type Transport = Never;
 
-    async fn accept(&mut self) -> Result<(Never, SocketAddr), AcceptError> {
-        std::future::pending().await
+    fn poll_accept(
+        &mut self,
+        _: &mut Context<'_>,
+    ) -> Poll<Result<(Never, SocketAddr), AcceptError>> {
+        Poll::Pending
     }
 }

@@ -14,7 +14,7 @@ use nanonsq_core::address::Address;
 use nanonsq_core::consumer;
 use nanonsq_core::drive::consumer::{Dialers, Sources};
 use nanonsq_core::drive::nsqd::Settings;
-use nanonsq_core::drive::{self, Gathering, Port, Ports};
+use nanonsq_core::drive::{self, Gathered, Port, Ports};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::nsqd::{Config, Full, HttpConfig, Nsqd};
 use nanonsq_core::nsqlookupd;
@@ -77,10 +77,10 @@ impl Bound {
 
     fn ports<const CLIENTS: usize, const HTTP: usize>(
         &self,
-    ) -> Ports<Gathering<TcpListener, 1024>, CLIENTS, HTTP> {
+    ) -> Ports<Gathered<TcpListener, Vec<u8>>, CLIENTS, HTTP> {
         Ports {
-            tcp: Port::new(|| Gathering(self.tcp.clone())),
-            http: Port::new(|| Gathering(self.http.clone())),
+            tcp: Port::new(|| Gathered::new(self.tcp.clone(), vec![0; 1024])),
+            http: Port::new(|| Gathered::new(self.http.clone(), vec![0; 1024])),
         }
     }
 

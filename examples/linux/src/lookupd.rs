@@ -9,7 +9,7 @@ use embassy_futures::select::{Either4, select4};
 use log::{info, warn};
 use nanonsq_core::address::HOST_MAX;
 use nanonsq_core::drive::nsqlookupd::{self, Resources};
-use nanonsq_core::drive::{Gathering, Port, Ports};
+use nanonsq_core::drive::{Gathered, Port, Ports};
 use nanonsq_core::name::NAME_MAX;
 use nanonsq_core::nsqlookupd::{Config, Event, IdentifyReply, TOMBSTONES, TableFull};
 use nanonsq_core::session::Closed;
@@ -115,8 +115,8 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         &mut resources,
         &config,
         Ports {
-            tcp: Port::new(|| Gathering::<_, TX>(tcp.clone())),
-            http: Port::new(|| Gathering(http.clone())),
+            tcp: Port::new(|| Gathered::new(tcp.clone(), vec![0; TX])),
+            http: Port::new(|| Gathered::new(http.clone(), vec![0; TX])),
         },
         TokioSleep::new(),
     );

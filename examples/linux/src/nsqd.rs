@@ -8,7 +8,7 @@ use embassy_futures::select::{Either4, select4};
 use log::{debug, info, warn};
 use nanonsq_core::address::{Address, HOST_MAX};
 use nanonsq_core::drive::nsqd::{self, Dialers, Resources, Settings, SettingsError};
-use nanonsq_core::drive::{Gathering, Port, Ports};
+use nanonsq_core::drive::{Gathered, Port, Ports};
 use nanonsq_core::name::NAME_MAX;
 use nanonsq_core::nsqd::{
     ClientEvent, Config, ConfigError, Event, Full, HttpConfig, LANES_MAX, Limits, Nsqd, TableFull,
@@ -242,8 +242,8 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         },
         &mut store,
         Ports {
-            tcp: Port::new(|| Gathering::<_, TX>(tcp.clone())),
-            http: Port::new(|| Gathering(http.clone())),
+            tcp: Port::new(|| Gathered::new(tcp.clone(), vec![0; TX])),
+            http: Port::new(|| Gathered::new(http.clone(), vec![0; TX])),
         },
         Dialers { lookupds: [TcpDialer::new(); PEERS], channels: Some(TcpDialer::new()) },
         TokioSleep::new(),

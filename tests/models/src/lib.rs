@@ -9,4 +9,4 @@ pub mod random;
 pub mod server;
 mod waker;
 
-pub use waker::Wakes;
+pub use waker::{SlotWakes, Wakes};

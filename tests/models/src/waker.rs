@@ -63,3 +63,26 @@ impl Wake for Wakes {
         }
     }
 }
+
+/// The wakers of a server's slots, each made when it is first needed.
+#[derive(Debug, Default)]
+pub struct SlotWakes(Vec<Option<(Arc<Wakes>, Waker)>>);
+
+impl SlotWakes {
+    /// The waker of a slot, which wakes `task` as well.
+    pub fn waker(&mut self, slot: usize, task: &Waker) -> &Waker {
+        if self.0.len() <= slot {
+            self.0.resize_with(slot + 1, || None);
+        }
+        let own = &mut self.0[slot];
+        if !own.as_ref().is_some_and(|(wakes, _)| wakes.is_before(task)) {
+            *own = None;
+        }
+        &own.get_or_insert_with(|| Wakes::before(task)).1
+    }
+
+    /// A slot whose waker was used since the slot was last returned.
+    pub fn take(&mut self) -> Option<usize> {
+        self.0.iter().position(|own| own.as_ref().is_some_and(|(wakes, _)| wakes.take() > 0))
+    }
+}

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::drive::nsqlookupd::{self, Handle};
-use nanonsq_core::drive::{Port as Slots, Ports};
+use nanonsq_core::drive::{AcceptSlot, Port as Slots, Ports};
 use nanonsq_core::nsqlookupd::{Config, Event as Report};
 use nanonsq_core::session::{Closed, Link, Session as _};
 use nanonsq_core::time::Span;
@@ -112,7 +112,8 @@ async fn run(
     let mut next = 0;
     let mut listens = |port: &Port| {
         next += 1;
-        Listens { world: world.clone(), port: port.clone(), session: (me, next - 1), tap: None }
+        let (world, port) = (world.clone(), port.clone());
+        AcceptSlot::new(Listens { world, port, session: (me, next - 1), tap: None })
     };
     let ports = Ports { tcp: Slots::new(|| listens(&tcp)), http: Slots::new(|| listens(&http)) };
     let (handle, mut runner) = nsqlookupd::new(&mut resources, &config, ports, clock);
@@ -136,8 +137,8 @@ async fn run(
     });
     let mut listed = None;
     loop {
-        // The next clones of the runner's clock belong to the sessions.
-        sessions.replace((0..SESSIONS).map(Role::Session).collect());
+        // The next clones of the runner's clock belong to the ports and their sessions.
+        sessions.replace(Role::of_ports(FIRST_HTTP, SESSIONS).collect());
         let mut run = pin!(runner.run());
         let again = poll_fn(|_| {
             while let Some((unit, causes)) = units.take(world.now()) {

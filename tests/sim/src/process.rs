@@ -6,14 +6,14 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use nanonsq_core::drive::nsqd::Dialers;
-use nanonsq_core::drive::{Port as Slots, Ports};
+use nanonsq_core::drive::{AcceptSlot, Port as Slots, Ports};
 use nanonsq_core::nsqd::{ClientState, Nsqd};
 use nanonsq_core::registration::NodeInfo;
 use nanonsq_core::session::Session as _;
 
 use crate::tap::Tap;
 use crate::watch;
-use crate::world::{Clock, Dials, Listens, Port, Role, World};
+use crate::world::{Clock, Dials, Listens, Port, Role, Socket, World};
 
 /// The sessions in order: clients and their spare listener, HTTP and its spare listener,
 /// nsqlookupds, and the session that asks nsqlookupds for channels.
@@ -57,12 +57,14 @@ impl<const CLIENTS: usize, const HTTP: usize, const PEERS: usize> Sessions<CLIEN
         &self,
         (tcp, http): &(Port, Port),
         tap: Option<&Rc<RefCell<Tap>>>,
-    ) -> Ports<Listens, CLIENTS, HTTP> {
-        let listens = |port: &Port, session: usize, tap: Option<&Rc<RefCell<Tap>>>| Listens {
-            world: self.world.clone(),
-            port: port.clone(),
-            session: (self.me, session),
-            tap: tap.cloned(),
+    ) -> Ports<AcceptSlot<Listens, Socket>, CLIENTS, HTTP> {
+        let listens = |port: &Port, session: usize, tap: Option<&Rc<RefCell<Tap>>>| {
+            AcceptSlot::new(Listens {
+                world: self.world.clone(),
+                port: port.clone(),
+                session: (self.me, session),
+                tap: tap.cloned(),
+            })
         };
         let (mut clients, mut visitors) = (0.., Self::FIRST_HTTP..);
         let next = |sessions: &mut std::ops::RangeFrom<usize>| sessions.next().unwrap_or(0);
@@ -82,8 +84,8 @@ impl<const CLIENTS: usize, const HTTP: usize, const PEERS: usize> Sessions<CLIEN
 
     /// Assigns the next clones of the runners' clocks to the sessions.
     pub(crate) fn run(&self) {
-        let served = (0..Self::FIRST_PEER).chain([Self::ASKER]);
-        self.serving.replace(served.map(Role::Session).collect());
+        let served = Role::of_ports(Self::FIRST_HTTP, Self::FIRST_PEER);
+        self.serving.replace(served.chain([Role::Session(Self::ASKER)]).collect());
         self.peers.replace((Self::FIRST_PEER..Self::ASKER).map(Role::Session).collect());
     }
 

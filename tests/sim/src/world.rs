@@ -27,7 +27,7 @@ use crate::session_table::SessionTable;
 use crate::watch::{self, Event, Session};
 use link::Way;
 pub(crate) use platform::{Clock, Dials, HTTP_PORT, Role};
-pub(crate) use port::{Listens, Port};
+pub(crate) use port::{Listens, Port, Socket};
 use table::Connections;
 
 /// When the kernel of a real server notices that a client is gone: Go's keepalive.

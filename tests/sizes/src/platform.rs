@@ -1,10 +1,10 @@
 //! The links and the clock as a platform of `nanonsq_core::drive`.
 
 use core::net::SocketAddr;
-use core::task::{Context, Poll};
+use core::task::{Context, Poll, ready};
 
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{AcceptError, Dialer, Listener, Sleep, Transport};
+use nanonsq_core::drive::{Accept, AcceptError, Dialer, Sleep, Transport};
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
 
@@ -135,12 +135,12 @@ impl Sleep for Clock {
 #[derive(Debug, Clone, Copy)]
 pub struct LinkListener(pub u16);
 
-impl Listener for LinkListener {
-    type Transport<'l> = Link;
+impl Accept for LinkListener {
+    type Transport = Link;
 
-    async fn accept(&mut self) -> Result<(Link, SocketAddr), AcceptError> {
-        let link = core::future::poll_fn(|_| Link::poll_open(self.0)).await;
+    fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<Result<(Link, SocketAddr), AcceptError>> {
         let caller = SocketAddr::from(([10, 0, 0, 7], 40_000));
-        link.map(|link| (link, caller)).ok_or(AcceptError::Other)
+        let link = ready!(Link::poll_open(self.0));
+        Poll::Ready(link.map(|link| (link, caller)).ok_or(AcceptError::Other))
     }
 }

@@ -5,7 +5,7 @@ use core::pin::pin;
 use embassy_futures::join::join;
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::drive::nsqd::{Dialers, Resources, Settings, new};
-use nanonsq_core::drive::{Port, Ports};
+use nanonsq_core::drive::{AcceptSlot, Port, Ports};
 use nanonsq_core::nsqd::{Config, HttpConfig};
 
 use crate::clients::{NODE, NSQLOOKUPDS, TOPIC};
@@ -34,8 +34,8 @@ pub async fn serve<const HTTP: usize, const PEERS: usize>() {
         lookupds: NSQLOOKUPDS.get(..PEERS).unwrap_or_default(),
     };
     let ports = Ports {
-        tcp: Port { slots: [LinkListener(4150); CLIENTS], spare: None },
-        http: Port { slots: [LinkListener(4151); HTTP], spare: None },
+        tcp: Port { slots: [AcceptSlot::new(LinkListener(4150)); CLIENTS], spare: None },
+        http: Port { slots: [AcceptSlot::new(LinkListener(4151)); HTTP], spare: None },
     };
     let channels = (PEERS > 0).then_some(LinkDialer);
     let dialers = Dialers { lookupds: [LinkDialer; PEERS], channels };

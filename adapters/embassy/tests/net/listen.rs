@@ -1,6 +1,7 @@
 //! Accepting: an nsqlookupd on the device, callers on the host.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 
 use embassy_futures::join::join;
 use embassy_futures::select::{Either, select};
@@ -26,6 +27,11 @@ fn listener(stack: Stack<'static>) -> TcpListener<'static> {
 
 fn socket(host: Stack<'static>) -> TcpSocket<'static> {
     TcpSocket::new(host, vec![0; 512].leak(), vec![0; 512].leak())
+}
+
+/// Waits for the next caller.
+async fn accept(slot: &mut TcpListener<'_>) -> Result<SocketAddr, AcceptError> {
+    poll_fn(|cx| slot.poll_accept(cx)).await
 }
 
 #[test]
@@ -72,7 +78,7 @@ fn a_caller_lost_in_the_handshake_does_not_keep_the_slot() {
             Timer::after_secs(100).await;
             caller
         };
-        match select(slot.accept(), lost).await {
+        match select(accept(&mut slot), lost).await {
             Either::First(accepted) => assert!(accepted.is_ok()),
             Either::Second(_) => panic!("the lost caller still occupies the slot"),
         };
@@ -95,23 +101,24 @@ fn a_caller_gone_at_once_is_not_served_and_a_silent_one_is_kept() {
             caller.connect((address, PORT)).await.unwrap();
             caller
         };
-        let (accepted, mut caller) = join(slot.accept(), call).await;
-        let (mut transport, from) = accepted.unwrap();
+        let (accepted, mut caller) = join(accept(&mut slot), call).await;
+        let from = accepted.unwrap();
         assert_eq!(from.ip(), "10.0.0.2".parse::<std::net::IpAddr>().unwrap());
         Timer::after_secs(60).await;
         caller.write(b"hello").await.unwrap();
         let mut buf = [0; 8];
-        assert_eq!(poll_fn(|cx| transport.poll_read(cx, &mut buf)).await, Ok(5));
+        assert_eq!(poll_fn(|cx| slot.poll_read(cx, &mut buf)).await, Ok(5));
     });
 }
 
 #[test]
-fn a_dropped_accept_stops_listening() {
+fn a_released_slot_stops_listening() {
     let world = World::new(3);
     let (device, host) = (world.device(), world.host());
     world.run(async {
         let mut slot = listener(device);
-        select(slot.accept(), Timer::after_secs(1)).await;
+        select(accept(&mut slot), Timer::after_secs(1)).await;
+        slot.release();
         let mut caller = socket(host);
         let refused = caller.connect(("10.0.0.1".parse::<std::net::IpAddr>().unwrap(), PORT)).await;
         assert_eq!(refused, Err(embassy_net::tcp::ConnectError::ConnectionReset));
@@ -125,7 +132,7 @@ fn port_0_is_an_error() {
     let device = world.device();
     world.run(async {
         let mut slot = TcpListener::new(device, 0, leak(TcpStorage::<64, 64>::new()));
-        assert_eq!(slot.accept().await.map(drop), Err(AcceptError::Other));
+        assert_eq!(accept(&mut slot).await, Err(AcceptError::Other));
     });
 }
 
@@ -336,16 +343,18 @@ fn a_peer_that_vanishes_is_detected_within_150_seconds() {
             let (mut slot, mut dialing) = (listener(device), dialer(host));
             let address = "10.0.0.1:4150".parse().unwrap();
             {
-                let (accepted, dialed) = join(slot.accept(), dialing.dial(&address)).await;
-                let (mut accepted, mut dialed) = (accepted.unwrap().0, dialed.unwrap());
-                let accepted = vanishing(&world, &mut accepted, unacknowledged);
+                let (accepted, dialed) = join(accept(&mut slot), dialing.dial(&address)).await;
+                accepted.unwrap();
+                let mut dialed = dialed.unwrap();
+                let accepted = vanishing(&world, &mut slot, unacknowledged);
                 let dialed = vanishing(&world, &mut dialed, unacknowledged);
                 for took in <[u64; 2]>::from(join(accepted, dialed).await) {
                     assert!((130..=150).contains(&took), "{unacknowledged}: {took} s");
                 }
             }
             world.wire.set_faults(Faults::NONE);
-            let (accepted, _caller) = join(slot.accept(), call(host)).await;
+            slot.release();
+            let (accepted, _caller) = join(accept(&mut slot), call(host)).await;
             assert!(accepted.is_ok(), "the slot is free again");
         });
     }

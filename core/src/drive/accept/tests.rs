@@ -1,16 +1,15 @@
 //! Which caller gets which session, and which listeners are polled.
 
 use core::net::SocketAddr;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 
-use embassy_sync::blocking_mutex::raw::NoopRawMutex;
-use nanonsq_models::Wakes;
+use nanonsq_models::{SlotWakes, Wakes};
 
 use super::*;
-use crate::drive::{AcceptError, Transport};
+use crate::drive::{Accept, AcceptError, AcceptSlot, Transport};
 use crate::session::{Fault, Link, Session, Transmit, TransportError};
 
 /// The callers, which are numbers, and the state of their transports.
@@ -77,26 +76,22 @@ impl World {
 
 struct Listens<const ONE: bool>(Rc<World>);
 
-impl<const ONE: bool> Listener for Listens<ONE> {
-    type Transport<'l> = Wire;
-
+impl<const ONE: bool> Accept for Listens<ONE> {
     const ONE_QUEUE: bool = ONE;
 
-    async fn accept(&mut self) -> Result<(Wire, SocketAddr), AcceptError> {
-        let caller = poll_fn(|cx| {
-            self.0.asked.set(self.0.asked.get() + 1);
-            let caller = self.0.callers.borrow_mut().pop_front();
-            caller.map_or_else(
-                || {
-                    self.0.wait(Event::Caller, cx);
-                    Poll::Pending
-                },
-                Poll::Ready,
-            )
-        })
-        .await;
+    type Transport = Wire;
+
+    fn poll_accept(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(Wire, SocketAddr), AcceptError>> {
+        self.0.asked.set(self.0.asked.get() + 1);
+        let Some(caller) = self.0.callers.borrow_mut().pop_front() else {
+            self.0.wait(Event::Caller, cx);
+            return Poll::Pending;
+        };
         self.0.up.borrow_mut().push(caller);
-        Ok((Wire(self.0.clone(), caller), SocketAddr::from(([10, 0, 0, 1], caller))))
+        Poll::Ready(Ok((Wire(self.0.clone(), caller), SocketAddr::from(([10, 0, 0, 1], caller)))))
     }
 }
 
@@ -145,12 +140,16 @@ impl Drop for Wire {
 struct Clock {
     world: Rc<World>,
     has_wakers: bool,
-    own: Option<(Arc<Wakes>, Waker)>,
+    wakers: SlotWakes,
 }
 
 impl Clone for Clock {
     fn clone(&self) -> Self {
-        Self { world: self.world.clone(), has_wakers: self.has_wakers, own: None }
+        Self {
+            world: self.world.clone(),
+            has_wakers: self.has_wakers,
+            wakers: SlotWakes::default(),
+        }
     }
 }
 
@@ -167,21 +166,12 @@ impl Sleep for Clock {
         Poll::Pending
     }
 
-    fn own_waker(&mut self, task: &Waker) -> Option<&Waker> {
-        if !self.has_wakers {
-            return None;
-        }
-        if !self.own.as_ref().is_some_and(|(wakes, _)| wakes.is_before(task)) {
-            self.own = Some(Wakes::before(task));
-        }
-        self.own.as_ref().map(|(_, waker)| waker)
+    fn slot_waker(&mut self, slot: usize, task: &Waker) -> Option<&Waker> {
+        if self.has_wakers { Some(self.wakers.waker(slot, task)) } else { None }
     }
 
-    fn take_woken(&mut self) -> bool {
-        match &self.own {
-            None => !self.has_wakers,
-            Some((wakes, _)) => wakes.take() > 0,
-        }
+    fn take_woken(&mut self) -> Option<usize> {
+        self.wakers.take()
     }
 }
 
@@ -311,11 +301,10 @@ fn play<const ONE: bool, const SLOTS: usize>(
     let world = Rc::new(World::default());
     let sessions = (0..=SLOTS).map(|_| Serving::default()).collect();
     let server = Rc::new(RefCell::new(Server { sessions, version: 0, task: None }));
-    let mut port = Port::<Listens<ONE>, SLOTS>::new(|| Listens(world.clone()));
-    let clock = Clock { world: world.clone(), has_wakers, own: None };
+    let mut port = Port::<_, SLOTS>::new(|| AcceptSlot::new(Listens::<ONE>(world.clone())));
+    let clock = Clock { world: world.clone(), has_wakers, wakers: SlotWakes::default() };
     let mut rx = [[0; 16]; SLOTS];
-    let serving =
-        serve_port::<NoopRawMutex, _, _, _, SLOTS, 16>(&mut port, &server, &clock, &mut rx);
+    let serving = serve_port(&mut port, &server, &clock, &mut rx);
     let mut serving = pin!(serving);
     let (wakes, waker) = Wakes::woken();
     let mut poll = || {
@@ -473,10 +462,10 @@ fn a_poll_by_another_task_polls_all_connections_once() {
     let world = Rc::new(World::default());
     let sessions = (0..3).map(|_| Serving::default()).collect();
     let server = Rc::new(RefCell::new(Server { sessions, version: 0, task: None }));
-    let mut port = Port::<Listens<false>, 2>::new(|| Listens(world.clone()));
-    let clock = Clock { world: world.clone(), has_wakers: true, own: None };
+    let mut port = Port::<_, 2>::new(|| AcceptSlot::new(Listens::<false>(world.clone())));
+    let clock = Clock { world: world.clone(), has_wakers: true, wakers: SlotWakes::default() };
     let mut rx = [[0; 16]; 2];
-    let serving = serve_port::<NoopRawMutex, _, _, _, 2, 16>(&mut port, &server, &clock, &mut rx);
+    let serving = serve_port(&mut port, &server, &clock, &mut rx);
     let mut serving = pin!(serving);
     world.callers.borrow_mut().push_back(1);
     for byte in b"abc" {

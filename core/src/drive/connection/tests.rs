@@ -4,13 +4,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_models::Wakes;
 
 use super::*;
 use crate::drive::accept::{Sessions, serve_port};
-use crate::drive::{AcceptError, Listener, Port};
+use crate::drive::{Accept, AcceptError, AcceptSlot, Port};
 use crate::session::{Fault, Transmit, Upgrade};
+use crate::time::Span;
 
 /// The script and the log of the transport.
 #[derive(Debug, Default)]
@@ -104,23 +104,20 @@ impl Dialer for World {
     }
 }
 
-impl Listener for World {
-    type Transport<'l> = Pipe;
+impl Accept for World {
+    type Transport = Pipe;
 
-    async fn accept(&mut self) -> Result<(Pipe, SocketAddr), AcceptError> {
+    fn poll_accept(
+        &mut self,
+        _: &mut Context<'_>,
+    ) -> Poll<Result<(Pipe, SocketAddr), AcceptError>> {
         self.accepts.set(self.accepts.get() + 1);
         if self.broken.get() {
-            return Err(AcceptError::Other);
+            return Poll::Ready(Err(AcceptError::Other));
         }
-        poll_fn(|_| match self.callers.get().checked_sub(1) {
-            Some(left) => {
-                self.callers.set(left);
-                Poll::Ready(())
-            }
-            None => Poll::Pending,
-        })
-        .await;
-        Ok((Pipe(self.clone()), ([10, 0, 0, 2], 4000).into()))
+        let Some(left) = self.callers.get().checked_sub(1) else { return Poll::Pending };
+        self.callers.set(left);
+        Poll::Ready(Ok((Pipe(self.clone()), ([10, 0, 0, 2], 4000).into())))
     }
 }
 
@@ -596,11 +593,10 @@ macro_rules! serving {
     ($world:ident, $cell:ident, $serving:ident) => {
         let $world = World::default();
         let $cell = Shared(RefCell::new(Caller(Greeter::new(false))));
-        let mut port = Port { slots: [$world.clone()], spare: None };
+        let mut port = Port { slots: [AcceptSlot::new($world.clone())], spare: None };
         let sessions = &$cell;
         let (sleep, mut rx) = ($world.clone(), [[0; 16]]);
-        let serving =
-            serve_port::<NoopRawMutex, _, _, _, 1, 16>(&mut port, &sessions, &sleep, &mut rx);
+        let serving = serve_port(&mut port, &sessions, &sleep, &mut rx);
         let mut $serving = pin!(serving);
     };
 }

@@ -3,14 +3,13 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use nanonsq_core::address::Address;
 use nanonsq_core::drive::{Dialer, Sleep, Transport};
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
-use nanonsq_models::Wakes;
+use nanonsq_models::SlotWakes;
 use nanonsq_models::server::ConnId;
 
 use super::{DELAY_MAX, DIALS_MAX, Dial, Due, World};
@@ -33,8 +32,8 @@ pub(crate) struct Clock {
     next: Option<Rc<RefCell<usize>>>,
     /// The roles of the clones, in order; later clones belong to handles.
     plan: Option<Rc<RefCell<VecDeque<Role>>>>,
-    /// A session's waker and its counter of wakes.
-    own: Option<(Arc<Wakes>, Waker)>,
+    /// The wakers of a port's slots.
+    wakers: SlotWakes,
 }
 
 /// The owner of a clone of a clock.
@@ -48,6 +47,17 @@ pub(crate) enum Role {
     Runner(Rc<RefCell<VecDeque<Role>>>),
 }
 
+impl Role {
+    /// The clones that a server's ports make: for each port one that has the wakers of its slots,
+    /// then one for each session.
+    pub(crate) fn of_ports(first_http: usize, sessions: usize) -> impl Iterator<Item = Self> {
+        let port = |range: std::ops::Range<usize>| {
+            std::iter::once(Self::Handle).chain(range.map(Self::Session))
+        };
+        port(0..first_http).chain(port(first_http..sessions))
+    }
+}
+
 impl Clock {
     /// The clock of an actor's session.
     pub(crate) fn of_session(world: &World, session: Session) -> Self {
@@ -56,7 +66,7 @@ impl Clock {
             owner: Owner::Session(session),
             next: None,
             plan: None,
-            own: None,
+            wakers: SlotWakes::default(),
         }
     }
 
@@ -67,7 +77,7 @@ impl Clock {
             owner: Owner::Handle(actor),
             next: None,
             plan: None,
-            own: None,
+            wakers: SlotWakes::default(),
         }
     }
 
@@ -79,7 +89,7 @@ impl Clock {
             owner: Owner::Handle(actor),
             next: Some(next),
             plan: None,
-            own: None,
+            wakers: SlotWakes::default(),
         }
     }
 
@@ -117,7 +127,13 @@ impl Clone for Clock {
             }
             None => Owner::Handle(actor),
         };
-        Self { world: self.world.clone(), owner, next: None, plan: None, own: None }
+        Self {
+            world: self.world.clone(),
+            owner,
+            next: None,
+            plan: None,
+            wakers: SlotWakes::default(),
+        }
     }
 }
 
@@ -148,20 +164,12 @@ impl Sleep for Clock {
         Poll::Pending
     }
 
-    fn own_waker(&mut self, task: &Waker) -> Option<&Waker> {
-        let Owner::Session(_) = self.owner else { return None };
-        if !self.own.as_ref().is_some_and(|(wakes, _)| wakes.is_before(task)) {
-            self.own = Some(Wakes::before(task));
-        }
-        self.own.as_ref().map(|(_, waker)| waker)
+    fn slot_waker(&mut self, slot: usize, task: &Waker) -> Option<&Waker> {
+        Some(self.wakers.waker(slot, task))
     }
 
-    fn take_woken(&mut self) -> bool {
-        match (self.owner, &self.own) {
-            (Owner::Handle(_), _) => true,
-            (Owner::Session(_), None) => false,
-            (Owner::Session(_), Some((wakes, _))) => wakes.take() > 0,
-        }
+    fn take_woken(&mut self) -> Option<usize> {
+        self.wakers.take()
     }
 }
 

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use nanonsq_core::drive::{AcceptError, Listener, Transport};
+use nanonsq_core::drive::{Accept, AcceptError, Transport};
 use nanonsq_core::session::{Transmit, TransportError};
 use nanonsq_models::random::Random;
 use nanonsq_models::server::{ConnId, Out, Seen, Server};
@@ -223,58 +223,53 @@ pub(crate) struct Listens {
     pub(crate) tap: Option<Rc<RefCell<Tap>>>,
 }
 
-impl Listener for Listens {
+impl Accept for Listens {
     const ONE_QUEUE: bool = true;
 
-    type Transport<'l> = Socket;
+    type Transport = Socket;
 
-    async fn accept(&mut self) -> Result<(Socket, SocketAddr), AcceptError> {
+    fn poll_accept(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(Socket, SocketAddr), AcceptError>> {
         let Self { world, port, session, tap } = self;
-        /// Stops waiting, however the future ends.
-        struct Guard(Port, Session);
-        impl Drop for Guard {
-            fn drop(&mut self) {
-                self.0.0.borrow_mut().accepting.remove(&self.1);
-            }
-        }
-        let guard = Guard(port.clone(), *session);
-        let id = std::future::poll_fn(|cx| {
-            let mailbox = &mut *guard.0.0.borrow_mut();
-            let Some(&id) = mailbox.backlog.front() else {
-                mailbox.accepting.insert(*session, cx.waker().clone());
-                return Poll::Pending;
-            };
-            let inner = &mut *world.0.borrow_mut();
-            if inner.random.one_in(60) {
-                // As when no file descriptors are left: connections keep waiting.
-                if let Some(conn) = inner.conns.get_mut(id) {
-                    conn.clean = false;
-                }
-                inner.moves[session.0] += 1;
-                mailbox.event(*session, Event::DialFailed);
-                return Poll::Ready(None);
-            }
-            mailbox.backlog.pop_front();
-            mailbox.held += 1;
-            mailbox.mixed |= watch::is_spare(*session);
-            mailbox.event(*session, Event::Up);
-            inner.moves[session.0] += 1;
-            // All listeners were busy for a while: the connection may be answered late.
-            let waited = mailbox.ends.get(&id).is_some_and(|end| end.since < inner.now);
-            if let Some(conn) = inner.conns.get_mut(id).filter(|_| waited) {
+        let mailbox = &mut *port.0.borrow_mut();
+        let Some(&id) = mailbox.backlog.front() else {
+            mailbox.accepting.insert(*session, cx.waker().clone());
+            return Poll::Pending;
+        };
+        mailbox.accepting.remove(session);
+        let inner = &mut *world.0.borrow_mut();
+        if inner.random.one_in(60) {
+            // As when there are no file descriptors left: what waits, waits.
+            if let Some(conn) = inner.conns.get_mut(id) {
                 conn.clean = false;
             }
-            Poll::Ready(Some(id))
-        })
-        .await;
-        drop(guard);
-        let Some(id) = id else { return Err(AcceptError::NoSocket) };
+            inner.moves[session.0] += 1;
+            mailbox.event(*session, Event::DialFailed);
+            return Poll::Ready(Err(AcceptError::NoSocket));
+        }
+        mailbox.backlog.pop_front();
+        mailbox.held += 1;
+        mailbox.mixed |= watch::is_spare(*session);
+        mailbox.event(*session, Event::Up);
+        inner.moves[session.0] += 1;
+        // All places were taken for a while: it may be answered late.
+        let waited = mailbox.ends.get(&id).is_some_and(|end| end.since < inner.now);
+        if let Some(conn) = inner.conns.get_mut(id).filter(|_| waited) {
+            conn.clean = false;
+        }
         watch::trace_session(*session, || format!("accepts connection {id}"));
         if let Some(tap) = tap {
             tap.borrow_mut().open(id);
         }
         let (world, port, session, tap) = (world.clone(), port.clone(), *session, tap.clone());
-        Ok((Socket { world, port, id, session, tap, closed: false }, address_of(id)))
+        let socket = Socket { world, port, id, session, tap, closed: false };
+        Poll::Ready(Ok((socket, address_of(id))))
+    }
+
+    fn stop(&mut self) {
+        self.port.0.borrow_mut().accepting.remove(&self.session);
     }
 }
 
