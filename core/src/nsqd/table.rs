@@ -255,6 +255,9 @@ pub(super) struct Channel {
     /// Deferred messages.
     pub(super) deferred: Heap,
     pub(super) in_flight: u16,
+    /// The number of its entries that were used since nothing was in flight. The entries behind
+    /// them have no meaning and are not read.
+    pub(super) entries: u16,
     /// Counts deliveries, wrapping, so that clients get messages in turn.
     pub(super) deliveries: u32,
     pub(super) messages: u64,
@@ -289,6 +292,7 @@ impl Channel {
         requeued: List::ZERO,
         deferred: Heap::ZERO,
         in_flight: 0,
+        entries: 0,
         deliveries: 0,
         messages: 0,
         requeues: 0,

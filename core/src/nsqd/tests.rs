@@ -8,6 +8,7 @@ use crate::session::{Closed, Link, Session};
 use crate::wire::nsqd::{FrameDecoder, FrameType, Message, MessageId};
 
 mod delivery;
+mod entries;
 mod room;
 mod tables;
 

@@ -67,9 +67,7 @@ impl Shared<'_> {
         message: u16,
         msg_timeout: Span,
     ) -> Option<Delivery> {
-        let free = self
-            .range(at)
-            .find(|index| self.entries.get(*index).is_some_and(|entry| entry.message == NIL))?;
+        let free = self.free_entry(at)?;
         let lane = self.channel(at)?.lane;
         let attempts = self.store.attempts(message, lane).saturating_add(1).min(ATTEMPTS_MAX);
         self.store.set_attempts(message, lane, attempts);
@@ -102,6 +100,20 @@ impl Shared<'_> {
             self.changed();
         }
         Some(Delivery { message, attempts })
+    }
+
+    /// Returns the first free entry of a channel.
+    fn free_entry(&mut self, at: u8) -> Option<usize> {
+        let range = self.range(at);
+        let is_free =
+            |index: &usize| self.entries.get(*index).is_some_and(|entry| entry.message == NIL);
+        if let Some(index) = range.clone().find(is_free) {
+            return Some(index);
+        }
+        let most = self.per_channel;
+        let channel = self.channel_mut(at).filter(|channel| channel.entries < most)?;
+        channel.entries = channel.entries.saturating_add(1);
+        Some(range.end)
     }
 
     /// Returns whether there is an entry for one more message to a client. The last entries are for
@@ -384,6 +396,9 @@ impl Shared<'_> {
         }
         let Some(channel) = self.channel_mut(at) else { return };
         channel.in_flight = channel.in_flight.saturating_sub(1);
+        if channel.in_flight == 0 {
+            channel.entries = 0;
+        }
         if channel.starved {
             channel.starved = false;
             self.changed();

@@ -46,7 +46,8 @@ pub(super) struct Shared<'a> {
     own: u16,
     pub(super) topics: &'a mut [Topic],
     pub(super) channels: &'a mut [Channel],
-    /// The in-flight entries, `per_channel` for each channel.
+    /// The in-flight entries, `per_channel` for each channel. An entry is written before it is read:
+    /// memory that a platform gives page by page is used as far as messages were in flight.
     pub(super) entries: &'a mut [Entry],
     pub(super) per_channel: u16,
     pub(super) subscriptions: &'a mut [Subscription],
@@ -195,7 +196,6 @@ impl<'a> Shared<'a> {
     ) -> Self {
         topics.fill_with(|| Topic::NEW);
         channels.fill_with(|| Channel::NEW);
-        entries.fill(Entry::FREE);
         subscriptions.fill(Subscription::EMPTY);
         let blocks = u32::from(store.capacity());
         let share = |percent: u8| blocks.saturating_mul(percent.into());
@@ -356,13 +356,11 @@ impl<'a> Shared<'a> {
         }
     }
 
-    fn range(&self, channel: u8) -> core::ops::Range<usize> {
-        if channel == NONE {
-            return 0..0;
-        }
-        let per = usize::from(self.per_channel);
-        let start = usize::from(channel).saturating_mul(per);
-        start..start.saturating_add(per)
+    /// The entries of a channel that may have a message.
+    fn range(&self, at: u8) -> core::ops::Range<usize> {
+        let Some(channel) = self.channel(at) else { return 0..0 };
+        let start = usize::from(at).saturating_mul(self.per_channel.into());
+        start..start.saturating_add(channel.entries.into())
     }
 
     /// Returns the id of a message: 8 hexadecimal digits of `Config::boot`, 8 of `sequence`.
