@@ -7,7 +7,7 @@ use embassy_sync::blocking_mutex::raw::RawMutex;
 
 use super::accept::Buffers;
 use super::server::{Engine, Served, SharedServer, run_ports, stop, stop_asked};
-use super::shared::Shared;
+use super::shared::{OnceCell, Shared};
 use super::{Listener, Ports, Sleep};
 use crate::nsqlookupd::{Config, Counters, Event, Nsqlookupd, Storage};
 use crate::session::Session;
@@ -28,7 +28,7 @@ pub struct Resources<
     const WORDS: usize = 1,
 > {
     storage: Storage<CLIENTS, TOPICS, CHANNELS, HTTP, WORDS>,
-    shared: Option<SharedServer<M, Nsqlookupd<'a>>>,
+    shared: OnceCell<SharedServer<M, Nsqlookupd<'a>>>,
     client_rx: Buffers<CLIENTS, RX>,
     http_rx: Buffers<HTTP, RX>,
 }
@@ -43,11 +43,11 @@ impl<
     const WORDS: usize,
 > Resources<'_, M, CLIENTS, TOPICS, CHANNELS, HTTP, RX, WORDS>
 {
-    /// Returns empty resources; [`new`] sets them up.
+    /// Returns empty resources, all bytes zero; [`new`] sets them up.
     pub const fn new() -> Self {
         Self {
             storage: Storage::new(),
-            shared: None,
+            shared: OnceCell::Empty,
             client_rx: [[0; RX]; CLIENTS],
             http_rx: [[0; RX]; HTTP],
         }

@@ -154,16 +154,17 @@ impl<
         assert!(PRODUCERS <= 65_535 && TOPICS <= 65_535 && CHANNELS <= 65_535, "16-bit numbers");
     };
 
-    /// Returns empty tables for [`Nsqlookupd::new`].
+    /// Returns empty tables for [`Nsqlookupd::new`]. All bytes are zero: a static of it needs no
+    /// image in flash.
     pub const fn new() -> Self {
         let () = Self::LIMITS;
         Self {
-            producers: [const { Producer::FREE }; PRODUCERS],
+            producers: [const { Producer::ZERO }; PRODUCERS],
             topics: [Topic::FREE; TOPICS],
             topic_bits: [[0; WORDS]; TOPICS],
             channels: [Channel::FREE; CHANNELS],
             channel_bits: [[0; WORDS]; CHANNELS],
-            http: [const { http::Connection::zero(Task::new(Step::Ping)) }; HTTP],
+            http: [const { http::Connection::zero(Task::new(Step::Nothing)) }; HTTP],
         }
     }
 }

@@ -19,10 +19,10 @@ use crate::flags::{GoDuration, Listen, broadcast};
 use crate::output::{self, say};
 use crate::report::watch_turned_away;
 use crate::signals::{self, interrupts};
-use crate::system::{hostname, listening, port, unix_time};
+use crate::system::{Once, hostname, lend, listening, port, unix_time};
 
 /// Sizes of the tables. Each of the `WORDS` has a bit for each of 32 nodes.
-const NODES: usize = 128;
+const NODES: usize = 256;
 const WORDS: usize = NODES / 32;
 const TOPICS: usize = 1024;
 const CHANNELS: usize = 4096;
@@ -82,38 +82,28 @@ pub(crate) struct Args {
     tombstone_lifetime: GoDuration,
 }
 
-type Tables<'a> = Resources<'a, NoopRawMutex, NODES, TOPICS, CHANNELS, HTTP, RX, WORDS>;
+type Tables = Resources<'static, NoopRawMutex, NODES, TOPICS, CHANNELS, HTTP, RX, WORDS>;
 
-/// Makes the tables in a function of its own, so that they do not enlarge the stack frame of `run`.
-#[inline(never)]
-fn tables<'a>() -> Box<Tables<'a>> {
-    Box::new(Tables::new())
-}
+/// All zeros, so that the system gives their memory page by page, as it is used.
+static TABLES: Once<Tables> = Once::new(Tables::new());
 
 /// Runs until Ctrl-C.
 pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
-    let hostname = hostname();
-    let broadcast_address = broadcast(args.broadcast_address.as_deref(), &hostname)?;
+    let hostname = lend(hostname());
+    let broadcast_address = lend(broadcast(args.broadcast_address.as_deref(), hostname)?);
     let tcp = args.tcp_address.bind().await?;
     let http = args.http_address.bind().await?;
     let (tcp_port, http_port) = (port(&tcp)?, port(&http)?);
 
     let mut config = Config::new();
-    config.info = IdentifyReply {
-        broadcast_address: &broadcast_address,
-        hostname: &hostname,
-        tcp_port,
-        http_port,
-        ..config.info
-    };
+    config.info = IdentifyReply { broadcast_address, hostname, tcp_port, http_port, ..config.info };
     config.inactive_timeout = args.inactive_producer_timeout.0;
     config.tombstone_lifetime = args.tombstone_lifetime.0;
     config.topics_per_node = TOPICS_PER_NODE as u16;
     config.channels_per_node = CHANNELS_PER_NODE as u16;
-    let mut resources = tables();
     let (directory, mut runner) = nsqlookupd::new(
-        &mut resources,
-        &config,
+        TABLES.take(),
+        lend(config),
         Ports {
             tcp: Port::new(|| Gathered::new(tcp.clone(), vec![0; TX])),
             http: Port::new(|| Gathered::new(http.clone(), vec![0; TX])),

@@ -58,10 +58,9 @@ enum Command {
     Lookupd(lookupd::Args),
 }
 
-/// The stack of the one thread. Tables are made on the stack and then moved to the heap: the
-/// largest, those of a node, have 16 MiB, and without optimization they are moved several times.
-/// Unused stack costs no RAM.
-const STACK: usize = 256 << 20;
+/// The stack of the one thread. Futures are made on it before they are moved to where they stay,
+/// without optimization several times: 4 MiB of a node's are used so, 1 MiB with it.
+const STACK: usize = 32 << 20;
 
 fn main() -> ExitCode {
     output::start_log();

@@ -21,12 +21,12 @@ use crate::flags::{GoDuration, Listen, broadcast};
 use crate::output::{self, say};
 use crate::report::{watch_in_flight, watch_lookups, watch_turned_away};
 use crate::signals::{self, interrupts};
-use crate::system::{hostname, listening, memory, port, seed, unix_time};
+use crate::system::{Once, hostname, lend, listening, memory, port, seed, unix_time};
 
 /// Sizes of the tables.
-const TOPICS: usize = 64;
+const TOPICS: usize = 250;
 const CHANNELS: usize = 254;
-const CLIENTS: usize = 128;
+const CLIENTS: usize = 250;
 const HTTP: usize = 64;
 const IN_FLIGHT: usize = 2500;
 const PEERS: usize = registration::PEERS_MAX;
@@ -177,14 +177,11 @@ impl Args {
     }
 }
 
-type Tables<'a> =
-    Resources<'a, NoopRawMutex, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, HTTP, PEERS, RX>;
+type Tables =
+    Resources<'static, NoopRawMutex, TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, HTTP, PEERS, RX>;
 
-/// Makes the tables in a function of its own, so that they do not enlarge the stack frame of `run`.
-#[inline(never)]
-fn tables<'a>() -> Box<Tables<'a>> {
-    Box::new(Tables::new())
-}
+/// All zeros, so that the system gives their memory page by page, as it is used.
+static TABLES: Once<Tables> = Once::new(Tables::new());
 
 /// Describes an error with the flag that causes it.
 fn explain(error: SettingsError) -> String {
@@ -206,41 +203,40 @@ fn explain(error: SettingsError) -> String {
 
 /// Runs until Ctrl-C.
 pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
-    let hostname = hostname();
-    let broadcast_address = broadcast(args.broadcast_address.as_deref(), &hostname)?;
+    let hostname = lend(hostname());
+    let broadcast_address = lend(broadcast(args.broadcast_address.as_deref(), hostname)?);
     let tcp = args.tcp_address.bind().await?;
     let http = args.http_address.bind().await?;
     let (tcp_port, http_port) = (port(&tcp)?, port(&http)?);
 
     let seed = seed();
-    let config = args.config(seed);
+    let config = lend(args.config(seed));
     let info = NodeInfo {
-        broadcast_address: &broadcast_address,
-        hostname: &hostname,
+        broadcast_address,
+        hostname,
         tcp_port: args.broadcast_tcp_port.unwrap_or(tcp_port),
         http_port: args.broadcast_http_port.unwrap_or(http_port),
         version: config.version,
         ..NodeInfo::default()
     };
-    let http_config = HttpConfig {
-        broadcast_address: &broadcast_address,
-        hostname: &hostname,
+    let http_config = lend(HttpConfig {
+        broadcast_address,
+        hostname,
         tcp_port: info.tcp_port,
         http_port: info.http_port,
         ..HttpConfig::new()
-    };
-    let lookup_config = registration::Config { seed, ..registration::Config::new(info) };
-    let mut store = memory("--mem", args.mem)?;
-    let mut resources = tables();
+    });
+    let lookup_config = lend(registration::Config { seed, ..registration::Config::new(info) });
+    let store = memory("--mem", args.mem)?.leak();
     let (node, mut runner) = nsqd::new(
-        &mut resources,
+        TABLES.take(),
         Settings {
-            node: &config,
-            http: &http_config,
-            lookup: &lookup_config,
-            lookupds: &args.lookupd_tcp_address,
+            node: config,
+            http: http_config,
+            lookup: lookup_config,
+            lookupds: lend(args.lookupd_tcp_address.clone()),
         },
-        &mut store,
+        store,
         Ports {
             tcp: Port::new(|| Gathered::new(tcp.clone(), vec![0; TX])),
             http: Port::new(|| Gathered::new(http.clone(), vec![0; TX])),

@@ -1,5 +1,6 @@
 //! Functions of the operating system.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::info;
@@ -39,6 +40,27 @@ pub(crate) fn memory(flag: &str, bytes: usize) -> Result<Vec<u8>, String> {
         Ok(()) => Ok(vec![0; bytes]),
         Err(error) => Err(format!("{flag} {bytes}: {error}")),
     }
+}
+
+/// A static that is lent once, for the rest of the program.
+pub(crate) struct Once<T>(Mutex<T>);
+
+impl<T> Once<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self(Mutex::new(value))
+    }
+
+    /// The second time it waits for ever.
+    pub(crate) fn take(&'static self) -> &'static mut T {
+        let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lent: &'static mut MutexGuard<'static, T> = Box::leak(Box::new(guard));
+        lent
+    }
+}
+
+/// Lends a value for the rest of the program: what tables in a static borrow.
+pub(crate) fn lend<T>(value: T) -> &'static T {
+    Box::leak(Box::new(value))
 }
 
 /// Returns the Unix time in nanoseconds.

@@ -33,8 +33,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) const NONE: Self =
-        Self { oks: 0, ok_at: 0, staging: Staging::NO_TEXT, buffer: [0; BUFFER] };
+    pub(super) const NONE: Self = Self { staging: Staging::NO_TEXT, ..Self::ZERO };
+
+    /// All bytes are zero, for storage before its use.
+    pub(super) const ZERO: Self =
+        Self { oks: 0, ok_at: 0, staging: Staging::EMPTY, buffer: [0; BUFFER] };
 
     /// Returns whether there is room for another answer.
     pub(super) fn has_room(&self) -> bool {

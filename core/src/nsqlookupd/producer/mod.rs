@@ -19,6 +19,9 @@ use crate::wire::nsqlookupd::{
 
 use answer::Answer;
 
+/// The address of an unknown caller.
+const NOBODY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
 /// The slot of an nsqd: its connection, and after IDENTIFY the nsqd.
 #[derive(Debug)]
 pub(super) struct Producer {
@@ -65,7 +68,7 @@ impl Producer {
         state: State::Free,
         why: None,
         pending_event: None,
-        remote: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+        remote: NOBODY,
         decoder: CommandDecoder::new(0),
         scanner: NodeInfoScanner::new(),
         serial: 0,
@@ -74,6 +77,22 @@ impl Producer {
         step: Instant::NEVER,
         write: Instant::NEVER,
         answer: Answer::NONE,
+    };
+
+    /// All bytes are zero, for storage before its use.
+    pub(super) const ZERO: Self = Self {
+        state: State::Free,
+        why: Some(Closed::ZERO),
+        pending_event: Some(PendingEvent::Identified { listed: false }),
+        remote: NOBODY,
+        decoder: CommandDecoder::new(0),
+        scanner: NodeInfoScanner::ZERO,
+        serial: 0,
+        last_update: Instant::ZERO,
+        twin: 0,
+        step: Instant::ZERO,
+        write: Instant::ZERO,
+        answer: Answer::ZERO,
     };
 
     /// Returns the nsqd and its serial number, if it has sent IDENTIFY.

@@ -2,7 +2,7 @@
 
 use core::net::SocketAddr;
 
-use super::{Answer, Producer, ProducerSession, State};
+use super::{Answer, NOBODY, Producer, ProducerSession, State};
 use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
 use crate::time::{Instant, Span};
 use crate::wire::nsqlookupd::{CommandDecoder, emit_refusal};
@@ -17,7 +17,7 @@ impl Session for ProducerSession<'_, '_> {
     }
 
     fn open(&mut self, now: Instant) {
-        self.accepted(now, Producer::FREE.remote);
+        self.accepted(now, NOBODY);
     }
 
     fn accepted(&mut self, now: Instant, from: SocketAddr) {

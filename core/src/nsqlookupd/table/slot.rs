@@ -27,12 +27,14 @@ pub(super) struct Key {
     /// An administrator created the key: it stays until an administrator deletes it, or others need
     /// the slot.
     pub(super) kept: bool,
-    /// The time of the last use, or [`Instant::NEVER`] while the key has a producer.
+    /// The time of the last use, or [`Instant::NEVER`] while the key has a producer; without meaning
+    /// in a free slot.
     pub(super) unused_since: Instant,
 }
 
 impl Key {
-    pub(super) const FREE: Self = Self { serial: 0, kept: false, unused_since: Instant::NEVER };
+    /// All bytes are zero.
+    pub(super) const FREE: Self = Self { serial: 0, kept: false, unused_since: Instant::ZERO };
 
     pub(super) fn is_free(&self) -> bool {
         self.serial == 0

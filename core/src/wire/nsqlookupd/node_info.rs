@@ -81,6 +81,10 @@ impl NodeInfoScanner {
         Self { fields: Fields::new(), node: OwnedNodeInfo::new(), address_cut: false }
     }
 
+    /// All bytes are zero, for storage before its use.
+    pub(crate) const ZERO: Self =
+        Self { fields: Fields::ZERO, node: OwnedNodeInfo::new(), address_cut: false };
+
     /// Reads the next piece of the body.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Refusal<'static>> {
         let mut bytes = bytes;

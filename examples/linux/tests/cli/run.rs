@@ -97,6 +97,14 @@ impl Run {
         eventually(text, SOON, async || self.stderr().contains(text)).await;
     }
 
+    /// A number of what Linux tells of the process.
+    pub(crate) fn status(&self, key: &str) -> u64 {
+        let id = self.child.id().expect("still running");
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("it is there");
+        line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         let id = self.child.id().expect("still running");
         kill_process(Pid::from_raw(id as i32).unwrap(), signal).unwrap();

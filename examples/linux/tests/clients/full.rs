@@ -14,8 +14,10 @@ tests_with!([OurNode]: clients_of_a_full_node, topics_of_clients_that_left);
 tests_with!([OurLookupd]: nsqd_and_a_full_directory);
 tests_with!([OurNode, OurLookupd]: askers_of_a_full_http_port);
 
-/// The slots of `nanonsq node` and `nanonsq lookupd`.
-const PLACES: usize = 128;
+/// The slots of `nanonsq node`.
+const PLACES: usize = 250;
+/// The slots of `nanonsq lookupd`.
+const NODES: usize = 256;
 const HTTP_PLACES: usize = 64;
 
 const REFUSAL: &str = "E_INVALID too many connections";
@@ -61,7 +63,7 @@ async fn nsqd_and_a_full_directory(setting: Setting) {
     // The pair's nsqd occupies one slot.
     let pair = setting.start(ServerOptions::new()).await;
     let mut taken = Vec::new();
-    for port in 1..PLACES {
+    for port in 1..NODES {
         let mut raw = Raw::connect(pair.lookupd.tcp_address()).await.unwrap();
         let node = format!(
             r#"{{"broadcast_address":"taken","tcp_port":{port},"http_port":1,"version":"1"}}"#
@@ -69,7 +71,7 @@ async fn nsqd_and_a_full_directory(setting: Setting) {
         raw.send(&[b"  V1", &*sized("IDENTIFY", node.as_bytes())].concat()).await.unwrap();
         taken.push(raw);
     }
-    eventually("all are there", SOON, async || pair.lookupd.nodes().await.len() == PLACES).await;
+    eventually("all are there", SOON, async || pair.lookupd.nodes().await.len() == NODES).await;
     let options = ServerOptions::new().lookupd(pair.lookupd.tcp_address());
     let nsqd = Nsqd::start(&setting.peers, options).await;
     eventually("nsqd logs the reason", SOON, async || nsqd.log().contains(REFUSAL)).await;
@@ -115,7 +117,7 @@ async fn askers_of_a_full_http_port(setting: Setting) {
 }
 
 /// The topics of `nanonsq node`.
-const TOPICS: usize = 64;
+const TOPICS: usize = 250;
 
 /// Unused topics of clients that left are replaced, and topics in use are not.
 async fn topics_of_clients_that_left(setting: Setting) {
@@ -162,7 +164,7 @@ async fn topics_of_clients_that_left(setting: Setting) {
     let refused = "E_PUB_FAILED PUB failed no room for another topic";
     assert!(matches!(publish("more").await, Received::Error(received) if received == refused));
     eventually("it is logged", SOON, async || {
-        node.log().contains("table full: all 64 topics, the most that a node has, are in use")
+        node.log().contains("table full: all 250 topics, the most that a node has, are in use")
     })
     .await;
     assert!(topics().await.contains(&"used".to_owned()));

@@ -160,7 +160,7 @@ async fn crowd(node: &Nsqd) {
     let commands = [b"  V2", &*identify.repeat(40), &*b"NOP\n".repeat(2_000)].concat();
     let question = format!("GET /stats?format=json HTTP/1.1\r\nHost: {:x<800}\r\n\r\n", "");
     for (address, bytes, connections) in [
-        (node.tcp_address(), &*commands, 130),
+        (node.tcp_address(), &*commands, 252),
         (node.http_address(), question.repeat(10).as_bytes(), 66),
     ] {
         let mut crowd = harm::silent_after(address, &[bytes.to_vec()], connections).await;

@@ -16,6 +16,7 @@ macro_rules! zeros {
 }
 zeros! {
     ZERO_nsqd: drive::nsqd::Resources<'static, M, 2, 2, 2, 2, 1, 1, 64> = drive::nsqd::Resources::new(),
+    ZERO_nsqlookupd: drive::nsqlookupd::Resources<'static, M, 2, 2, 2, 1, 64> = drive::nsqlookupd::Resources::new(),
     ZERO_consumer: drive::consumer::Resources<'static, M, 2, 4, 1, 1> = drive::consumer::Resources::new(),
 }
 
