@@ -1,10 +1,9 @@
 //! The links and the clock as a platform of `nanonsq_core::drive`.
 
-use core::net::SocketAddr;
-use core::task::{Context, Poll, ready};
+use core::task::{Context, Poll};
 
 use nanonsq_core::address::Address;
-use nanonsq_core::drive::{Accept, AcceptError, Dialer, Sleep, Transport};
+use nanonsq_core::drive::{Dialer, Sleep, Transport};
 use nanonsq_core::session::{DialError, Transmit, TransportError};
 use nanonsq_core::time::Instant;
 
@@ -128,19 +127,5 @@ impl Sleep for Clock {
             true => Poll::Ready(()),
             false => Poll::Pending,
         }
-    }
-}
-
-/// Accepts the caller on the link of a port.
-#[derive(Debug, Clone, Copy)]
-pub struct LinkListener(pub u16);
-
-impl Accept for LinkListener {
-    type Transport = Link;
-
-    fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<Result<(Link, SocketAddr), AcceptError>> {
-        let caller = SocketAddr::from(([10, 0, 0, 7], 40_000));
-        let link = ready!(Link::poll_open(self.0));
-        Poll::Ready(link.map(|link| (link, caller)).ok_or(AcceptError::Other))
     }
 }

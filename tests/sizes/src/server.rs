@@ -1,15 +1,17 @@
 //! An nsqd that publishes to itself.
 
+use core::net::SocketAddr;
 use core::pin::pin;
+use core::task::{Context, Poll, ready};
 
 use embassy_futures::join::join;
 use embassy_sync::blocking_mutex::raw::NoopRawMutex;
 use nanonsq_core::drive::nsqd::{Dialers, Resources, Settings, new};
-use nanonsq_core::drive::{AcceptSlot, Port, Ports};
+use nanonsq_core::drive::{Accept, AcceptError, AcceptSlot, Port, Ports};
 use nanonsq_core::nsqd::{Config, HttpConfig};
 
 use crate::clients::{NODE, NSQLOOKUPDS, TOPIC};
-use crate::platform::{Clock, LinkDialer, LinkListener};
+use crate::platform::{Clock, Link, LinkDialer};
 use crate::{done, next_message};
 
 /// Clients of an nsqd.
@@ -21,6 +23,23 @@ pub const STORE: usize = 2048;
 
 const NSQD: Config<'static> = Config::new();
 const HTTP_CONFIG: HttpConfig<'static> = HttpConfig::new();
+
+/// Accepts the caller on the link of a port.
+#[derive(Debug, Clone, Copy)]
+struct LinkListener(u16);
+
+impl Accept for LinkListener {
+    type Transport = Link;
+
+    fn poll_accept(
+        &mut self,
+        _: &mut Context<'_>,
+    ) -> Poll<Result<(Link, SocketAddr), AcceptError>> {
+        let caller = SocketAddr::from(([10, 0, 0, 7], 40_000));
+        let link = ready!(Link::poll_open(self.0));
+        Poll::Ready(link.map(|link| (link, caller)).ok_or(AcceptError::Other))
+    }
+}
 
 /// Runs an nsqd with `HTTP` connections over HTTP and `PEERS` nsqlookupds, and publishes to it.
 pub async fn serve<const HTTP: usize, const PEERS: usize>() {
