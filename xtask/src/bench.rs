@@ -8,9 +8,16 @@
 //! Messages to consume are in nsqd's memory before the client starts, and afterwards each must have
 //! been delivered once and finished. Rounds are interleaved, so that a slow moment of the machine
 //! affects all clients, and the median counts.
+//!
+//! `cargo xtask bench --node`: the CPU time of our servers beside that of the real ones; see [`node`].
 
 mod contender;
+mod directory;
+mod node;
 mod nsqd;
+mod raw;
+mod server;
+mod table;
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -30,16 +37,19 @@ pub(crate) struct Options {
     /// One short round: shows that everything works, not how fast it is
     #[arg(long)]
     quick: bool,
-    /// Rounds
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    /// Compare the servers instead of the clients
+    #[arg(long)]
+    node: bool,
+    /// Rounds [default: 3, of servers 5]
+    #[arg(long)]
+    rounds: Option<usize>,
     /// How long one measurement should take, at least 1
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     /// Bytes per message
     #[arg(long, default_value_t = 200)]
     size: usize,
-    /// Only clients whose name begins with this (and go-nsq); repeatable
+    /// Only clients, or rows of servers, whose name begins with this (and go-nsq); repeatable
     #[arg(long)]
     only: Vec<String>,
 }
@@ -83,8 +93,12 @@ impl Mode {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.node {
+        let rounds = if options.quick { 1 } else { options.rounds.unwrap_or(5) };
+        return node::run(rounds, options.quick, &options.only);
+    }
     let (rounds, seconds) =
-        if options.quick { (1, 1.0) } else { (options.rounds, options.seconds) };
+        if options.quick { (1, 1.0) } else { (options.rounds.unwrap_or(3), options.seconds) };
     ensure!(rounds > 0 && options.size > 0, "numbers must be positive");
     ensure!(seconds >= 1.0, "in less than a second, a client's flush interval is all there is");
     let contenders = contender::build(&options.only)?;

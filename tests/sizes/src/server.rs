@@ -53,8 +53,8 @@ pub async fn serve<const HTTP: usize, const PEERS: usize>() {
         lookupds: NSQLOOKUPDS.get(..PEERS).unwrap_or_default(),
     };
     let ports = Ports {
-        tcp: Port { slots: [AcceptSlot::new(LinkListener(4150)); CLIENTS], spare: None },
-        http: Port { slots: [AcceptSlot::new(LinkListener(4151)); HTTP], spare: None },
+        tcp: Port { slots: [const { AcceptSlot::new(LinkListener(4150)) }; CLIENTS], spare: None },
+        http: Port { slots: [const { AcceptSlot::new(LinkListener(4151)) }; HTTP], spare: None },
     };
     let channels = (PEERS > 0).then_some(LinkDialer);
     let dialers = Dialers { lookupds: [LinkDialer; PEERS], channels };

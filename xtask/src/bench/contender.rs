@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::nsqd::{Nsqd, TOPIC};
-use super::{Mode, REFERENCE};
+use super::{Mode, REFERENCE, server};
 use crate::project;
 
 pub(crate) struct Contender {
@@ -60,8 +60,7 @@ pub(crate) fn build(only: &[String]) -> Result<Vec<Contender>> {
         contenders.push(Contender { kind: Kind::BareSocket, ..client("a bare socket", &program) });
     }
 
-    let go_nsq = project::peers_dir().join("go-nsq-bench");
-    ensure!(go_nsq.is_file(), "{} not found, run `cargo xtask peers` first", go_nsq.display());
+    let go_nsq = server::peer("go-nsq-bench")?;
     contenders.push(client(REFERENCE, &go_nsq));
     contenders.push(Contender { kind: Kind::ByHand, ..client("go-nsq, MPUB of 100", &go_nsq) });
 
@@ -100,7 +99,7 @@ impl Contender {
         (count, size): (u64, usize),
         limit: Duration,
     ) -> Result<Measurement> {
-        command.args(["--topic", TOPIC, "--mode", mode, "--nsqd"]).arg(nsqd.tcp.to_string());
+        command.args(["--topic", TOPIC, "--mode", mode, "--nsqd"]).arg(nsqd.0.tcp.to_string());
         command.args(["--count", &count.to_string(), "--size", &size.to_string()]).args(self.args);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
