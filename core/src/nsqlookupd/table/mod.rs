@@ -33,6 +33,10 @@ pub(super) enum Maker {
 pub(super) struct Tables<'a> {
     topics: &'a mut [Topic],
     channels: &'a mut [Channel],
+    /// The slots from here on are free, so that nothing takes longer in a large table than in a
+    /// small one.
+    topics_end: u16,
+    channels_end: u16,
     topic_bits: Bits<'a>,
     channel_bits: Bits<'a>,
     tombstones: [Tombstone; TOMBSTONES],
@@ -58,6 +62,8 @@ impl<'a> Tables<'a> {
         Self {
             topics,
             channels,
+            topics_end: 0,
+            channels_end: 0,
             topic_bits,
             channel_bits,
             tombstones: [Tombstone::FREE; TOMBSTONES],
@@ -98,8 +104,10 @@ impl<'a> Tables<'a> {
             return Err(TableFull::Topics);
         }
         if let Maker::Producer { id, topics, channels } = maker {
-            let has = (self.topics.len(), self.channels.len());
-            let has = (self.topic_bits.count_of(has.0, id), self.channel_bits.count_of(has.1, id));
+            let has = (
+                self.topic_bits.count_of(self.topics_end.into(), id),
+                self.channel_bits.count_of(self.channels_end.into(), id),
+            );
             if topic_at.is_none() && has.0 >= topics.into()
                 || needs_channel && has.1 >= channels.into()
             {
@@ -151,6 +159,7 @@ impl<'a> Tables<'a> {
         };
         let key = Key { serial: self.next_serial(), kept: false, unused_since: now };
         *self.topics.get_mut(at)? = Topic { name: *name, key };
+        self.topics_end = self.topics_end.max(at.saturating_add(1) as u16);
         Some(at)
     }
 
@@ -167,27 +176,38 @@ impl<'a> Tables<'a> {
         };
         let key = Key { serial: self.next_serial(), kept: false, unused_since: now };
         *self.channels.get_mut(at)? = Channel { name: *name, topic: topic as u16, key };
+        self.channels_end = self.channels_end.max(at.saturating_add(1) as u16);
         Some(at)
     }
 
+    fn used_topics(&self) -> &[Topic] {
+        self.topics.get(..self.topics_end.into()).unwrap_or_default()
+    }
+
+    fn used_channels(&self) -> &[Channel] {
+        self.channels.get(..self.channels_end.into()).unwrap_or_default()
+    }
+
     fn free_topic(&self) -> Option<usize> {
-        self.topics.iter().position(|slot| slot.key.is_free())
+        let used = self.used_topics().iter().position(|slot| slot.key.is_free());
+        used.or_else(|| Some(self.topics_end.into()).filter(|at| *at < self.topics.len()))
     }
 
     fn free_channel(&self) -> Option<usize> {
-        self.channels.iter().position(|slot| slot.key.is_free())
+        let used = self.used_channels().iter().position(|slot| slot.key.is_free());
+        used.or_else(|| Some(self.channels_end.into()).filter(|at| *at < self.channels.len()))
     }
 
     /// Returns the topic to give back first. Its channels have no producer either.
     fn oldest_topic(&self) -> Option<usize> {
-        let topics = numbered(self.topics, 0)
+        let topics = numbered(self.used_topics(), 0)
             .filter(|(at, slot)| !slot.key.is_free() && self.topic_bits.is_empty(*at));
         topics.min_by_key(|(_, slot)| slot.key.age()).map(|(at, _)| at)
     }
 
     /// Returns the channel to give back first.
     fn oldest_channel(&self) -> Option<usize> {
-        let channels = numbered(self.channels, 0)
+        let channels = numbered(self.used_channels(), 0)
             .filter(|(at, slot)| !slot.key.is_free() && self.channel_bits.is_empty(*at));
         channels.min_by_key(|(_, slot)| slot.key.age()).map(|(at, _)| at)
     }
@@ -247,7 +267,7 @@ impl<'a> Tables<'a> {
                 }
             }
             None => {
-                for channel in 0..self.channels.len() {
+                for channel in 0..self.channels_end.into() {
                     if self.topic_of(channel) == Some(topic) {
                         self.leave_channel(now, channel, producer);
                     }
@@ -264,10 +284,10 @@ impl<'a> Tables<'a> {
 
     /// Removes all registrations of a producer. The topics and channels stay.
     pub(super) fn forget(&mut self, now: Instant, producer: usize) {
-        for channel in 0..self.channels.len() {
+        for channel in 0..self.channels_end.into() {
             self.leave_channel(now, channel, producer);
         }
-        for topic in 0..self.topics.len() {
+        for topic in 0..self.topics_end.into() {
             self.leave_topic(now, topic, producer);
         }
         self.changed();
@@ -275,7 +295,7 @@ impl<'a> Tables<'a> {
 
     /// Removes a topic, its channels, and their registrations.
     pub(super) fn remove_topic(&mut self, topic: usize) {
-        for channel in 0..self.channels.len() {
+        for channel in 0..self.channels_end.into() {
             if self.topic_of(channel) == Some(topic) {
                 self.remove_channel(channel);
             }
@@ -289,6 +309,8 @@ impl<'a> Tables<'a> {
         if let Some(slot) = self.topics.get_mut(topic) {
             *slot = Topic::FREE;
         }
+        let last = self.used_topics().iter().rposition(|slot| !slot.key.is_free());
+        self.topics_end = last.map_or(0, |at| at.saturating_add(1) as u16);
         self.changed();
     }
 
@@ -298,6 +320,8 @@ impl<'a> Tables<'a> {
         if let Some(slot) = self.channels.get_mut(channel) {
             *slot = Channel::FREE;
         }
+        let last = self.used_channels().iter().rposition(|slot| !slot.key.is_free());
+        self.channels_end = last.map_or(0, |at| at.saturating_add(1) as u16);
         self.changed();
     }
 
@@ -307,13 +331,13 @@ impl<'a> Tables<'a> {
         if timeout == Span::ZERO {
             return;
         }
-        for channel in 0..self.channels.len() {
+        for channel in 0..self.channels_end.into() {
             if self.channels.get(channel).is_some_and(|slot| slot.key.is_stale(now, timeout)) {
                 self.remove_channel(channel);
                 self.collected = self.collected.saturating_add(1);
             }
         }
-        for topic in 0..self.topics.len() {
+        for topic in 0..self.topics_end.into() {
             let is_stale =
                 self.topics.get(topic).is_some_and(|slot| slot.key.is_stale(now, timeout));
             if is_stale && self.channels_of(topic, 0).next().is_none() {
@@ -325,19 +349,19 @@ impl<'a> Tables<'a> {
 
     /// Returns the slot of a topic.
     pub(super) fn topic(&self, name: &TopicName) -> Option<usize> {
-        self.topics.iter().position(|slot| !slot.key.is_free() && slot.name == *name)
+        self.used_topics().iter().position(|slot| !slot.key.is_free() && slot.name == *name)
     }
 
     /// Returns the slot of a channel.
     pub(super) fn channel(&self, topic: usize, name: &ChannelName) -> Option<usize> {
-        self.channels.iter().position(|slot| {
+        self.used_channels().iter().position(|slot| {
             !slot.key.is_free() && usize::from(slot.topic) == topic && slot.name == *name
         })
     }
 
     /// Returns the topics from slot `from` on, each with its slot.
     pub(super) fn topics(&self, from: usize) -> impl Iterator<Item = (usize, &TopicName)> {
-        let slots = numbered(self.topics, from);
+        let slots = numbered(self.used_topics(), from);
         slots.filter(|(_, slot)| !slot.key.is_free()).map(|(at, slot)| (at, &slot.name))
     }
 
@@ -346,7 +370,7 @@ impl<'a> Tables<'a> {
         &self,
         from: usize,
     ) -> impl Iterator<Item = (usize, &TopicName, &ChannelName)> {
-        let slots = numbered(self.channels, from);
+        let slots = numbered(self.used_channels(), from);
         slots.filter(|(_, slot)| !slot.key.is_free()).filter_map(|(at, slot)| {
             let topic = self.topics.get(usize::from(slot.topic))?;
             Some((at, &topic.name, &slot.name))
@@ -359,7 +383,7 @@ impl<'a> Tables<'a> {
         topic: usize,
         from: usize,
     ) -> impl Iterator<Item = (usize, &ChannelName)> {
-        let slots = numbered(self.channels, from);
+        let slots = numbered(self.used_channels(), from);
         slots
             .filter(move |(_, slot)| !slot.key.is_free() && usize::from(slot.topic) == topic)
             .map(|(at, slot)| (at, &slot.name))
