@@ -69,6 +69,14 @@ impl Toolchain {
         )
     }
 
+    /// Returns the compiler's version, as it names itself.
+    pub(crate) fn version(&self) -> Result<String> {
+        let rustc =
+            self.env.iter().find(|(key, _)| key == "RUSTC").map(|(_, path)| Path::new(path));
+        let version = rustc.and_then(|rustc| print(rustc, &["--version"]));
+        Ok(version.context("`rustc --version` failed")?.trim().to_owned())
+    }
+
     /// Returns a cargo command for the target.
     pub(crate) fn cargo(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.cargo);

@@ -27,16 +27,22 @@ const TARGET: &str = "thumbv6m-none-eabi";
 const PIPE: &str = "pipe";
 /// The firmware with the sizes of types as constants.
 const TYPES: &str = "types";
-const CLIENTS: [&str; 5] = [
+const CLIENTS: [&str; 6] = [
     "publisher",
+    "publisher_one_task",
     "publisher_lookup",
     "publisher_lookup_2",
     "publisher_consumer",
     "publisher_consumer_lookup",
 ];
 /// The clients that `--json` and `--profile` print.
-const CHIEF: [&str; 4] =
-    ["publisher", "publisher_lookup", "publisher_consumer", "publisher_consumer_lookup"];
+const CHIEF: [&str; 5] = [
+    "publisher",
+    "publisher_one_task",
+    "publisher_lookup",
+    "publisher_consumer",
+    "publisher_consumer_lookup",
+];
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -46,6 +52,9 @@ pub(crate) struct Options {
     /// Also print the largest functions, where the instructions go and the deepest stack
     #[arg(long, conflicts_with = "json")]
     profile: bool,
+    /// With `--json`, measure only this client
+    #[arg(long, value_name = "CLIENT", requires = "json", value_parser = CLIENTS)]
+    only: Option<String>,
 }
 
 /// Firmwares with an nsqd, of which only sizes are reported: without HTTP and nsqlookupds; with
@@ -85,7 +94,10 @@ struct Measured {
     images: BTreeMap<(Level, String), Image>,
     /// The runs of the images with simulated peers.
     traces: BTreeMap<(Level, String), Trace>,
-    x86: BTreeMap<String, u64>,
+    /// Instructions per message, answered at once and one wake later.
+    x86: BTreeMap<String, [u64; 2]>,
+    /// The compiler of the images, as it names itself.
+    toolchain: String,
 }
 
 /// The measurements of a client: bytes, and instructions per message.
@@ -99,30 +111,55 @@ struct Row {
     peak_stack_s: u64,
     m0_instr_s: u64,
     m0_instr_z: u64,
+    /// `late`: the answer comes one wake later, as on any network.
+    m0_instr_s_late: u64,
+    m0_instr_z_late: u64,
+    /// The message lies at an odd address.
+    m0_instr_s_odd: u64,
     x86_instr_o3: u64,
+    x86_instr_o3_late: u64,
     /// Calls per message.
     writes: u64,
     reads: u64,
 }
 
+impl Row {
+    /// Returns the bytes of RAM and stack besides buffers.
+    fn ram_z(&self) -> u64 {
+        (self.static_ram + self.peak_stack_z).saturating_sub(self.buffers)
+    }
+}
+
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let measured = Measured::measure()?;
+    let measured = Measured::measure(options.only.as_deref())?;
+    if let Some(client) = &options.only {
+        let json = table::json(&measured.row(client)?, &measured.toolchain);
+        println!("{:#}", serde_json::json!({ client: json }));
+        return Ok(());
+    }
     if options.json {
         let mut object: serde_json::Map<_, _> = CHIEF
             .into_iter()
-            .map(|client| Ok((client.to_owned(), table::json(&measured.row(client)?))))
+            .map(|client| {
+                Ok((client.to_owned(), table::json(&measured.row(client)?, &measured.toolchain)))
+            })
             .collect::<Result<_>>()?;
         let nsqds = NSQDS
             .into_iter()
-            .map(|nsqd| Ok((nsqd.to_owned(), table::nsqd_json(measured.nsqd(nsqd)?))))
+            .map(|nsqd| {
+                Ok((nsqd.to_owned(), table::nsqd_json(measured.nsqd(nsqd)?, &measured.toolchain)))
+            })
             .collect::<Result<serde_json::Map<_, _>>>()?;
         object.extend(nsqds);
         println!("{:#}", serde_json::Value::Object(object));
         return Ok(());
     }
     let rows = CLIENTS.map(|client| measured.row(client));
-    let [publisher, lookup, lookup_2, consumer, consumer_lookup] = rows;
-    table::print([&publisher?, &lookup?, &lookup_2?, &consumer?, &consumer_lookup?]);
+    let [publisher, one_task, lookup, lookup_2, consumer, consumer_lookup] = rows;
+    table::print(
+        [&publisher?, &one_task?, &lookup?, &lookup_2?, &consumer?, &consumer_lookup?],
+        &measured.toolchain,
+    );
     table::print_nsqds([measured.nsqd(NSQDS[0])?, measured.nsqd(NSQDS[1])?]);
     table::print_types(measured.image(Level::Z, TYPES)?);
     if options.profile {
@@ -138,12 +175,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 impl Measured {
-    fn measure() -> Result<Self> {
+    fn measure(only: Option<&str>) -> Result<Self> {
         let toolchain = Toolchain::find(TARGET)?;
         firmware::qemu()?;
         let manifest = project::root().join("tests/sizes/Cargo.toml");
         // Under the root's target directory, where `cargo clean` finds it.
         let target_dir = project::root().join("target/sizes");
+        let bins: Vec<&str> = only.map(|client| vec![client, PIPE, TYPES]).unwrap_or_default();
         let mut images = BTreeMap::new();
         let mut traces = BTreeMap::new();
         for level in Level::ALL {
@@ -151,7 +189,7 @@ impl Measured {
                 let profile = level.profile();
                 eprintln!("building {profile} {features:?} ...");
                 toolchain.build(&Build {
-                    bins: &[],
+                    bins: &bins,
                     manifest: &manifest,
                     target_dir: &target_dir,
                     profile,
@@ -163,7 +201,8 @@ impl Measured {
             for (name, path) in build(&[])? {
                 images.insert((level, name), Image::read(&path)?);
             }
-            for (name, path) in build(&["nsqd"])? {
+            let nsqds = if only.is_none() { build(&["nsqd"])? } else { Vec::new() };
+            for (name, path) in nsqds {
                 if NSQDS.contains(&&*name) || name == ZERO {
                     images.insert((level, name), Image::read(&path)?);
                 }
@@ -182,7 +221,8 @@ impl Measured {
                 "storage that is not all zeros takes flash when it is a static: {initialized:?}"
             );
         }
-        Ok(Self { images, traces, x86: on_x86(&manifest, &target_dir)? })
+        let toolchain = toolchain.version()?;
+        Ok(Self { images, traces, x86: on_x86(&manifest, &target_dir, only)?, toolchain })
     }
 
     fn image(&self, level: Level, name: &str) -> Result<&Image> {
@@ -229,6 +269,8 @@ impl Measured {
             _ => 0,
         };
         let at_s = self.trace(Level::S, client)?;
+        let at_z = self.trace(Level::Z, client)?;
+        let [x86_instr_o3, x86_instr_o3_late] = *self.x86.get(client).context("not counted")?;
         let calls = |name: &str| at_s.calls.get(name).copied().unwrap_or_default();
         Ok(Row {
             flash_z: self.added(Level::Z, client, |image| image.flash)?,
@@ -238,8 +280,12 @@ impl Measured {
             peak_stack_z: stack(Level::Z)?,
             peak_stack_s: stack(Level::S)?,
             m0_instr_s: at_s.per_message,
-            m0_instr_z: self.trace(Level::Z, client)?.per_message,
-            x86_instr_o3: *self.x86.get(client).context("not counted")?,
+            m0_instr_z: at_z.per_message,
+            m0_instr_s_late: at_s.late,
+            m0_instr_z_late: at_z.late,
+            m0_instr_s_odd: at_s.odd,
+            x86_instr_o3,
+            x86_instr_o3_late,
             writes: calls("bl_write"),
             reads: calls("bl_read"),
         })
@@ -247,18 +293,27 @@ impl Measured {
 }
 
 /// Counts the instructions per message of each client, built for this machine.
-fn on_x86(manifest: &Path, target_dir: &Path) -> Result<BTreeMap<String, u64>> {
+fn on_x86(
+    manifest: &Path,
+    target_dir: &Path,
+    only: Option<&str>,
+) -> Result<BTreeMap<String, [u64; 2]>> {
     ensure!(cfg!(target_arch = "x86_64"), "x86-64 instructions can be counted on x86-64 only");
     eprintln!("building for x86-64 ...");
     let mut command = Command::new(env!("CARGO"));
-    command.args(["build", "--quiet", "--message-format=json-render-diagnostics", "--bins"]);
+    command.args(["build", "--quiet", "--message-format=json-render-diagnostics"]);
+    match only {
+        Some(client) => command.args(["--bin", client]),
+        None => command.arg("--bins"),
+    };
     command.args(["--release", "--features", "peer", "--manifest-path"]).arg(manifest);
     command.arg("--target-dir").arg(target_dir);
     let mut counts = BTreeMap::new();
     for (name, program) in firmware::executables(&mut command)? {
         if CLIENTS.contains(&&*name) {
             eprintln!("counting {name} ...");
-            counts.insert(name, callgrind::per_message(&program)?);
+            let [at_once, late] = [false, true].map(|late| callgrind::per_message(&program, late));
+            counts.insert(name, [at_once?, late?]);
         }
     }
     Ok(counts)

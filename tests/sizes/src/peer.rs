@@ -1,26 +1,30 @@
 //! Simulated peers: an nsqd and nsqlookupds that check what they receive, a clock that advances
 //! when nothing else happens, and a scenario.
 //!
-//! The scenario: [`STEADY`] messages; a heartbeat with the next message; a heartbeat while there is
+//! The scenario: [`STEADY`] messages that are answered at once; as many whose answers come one wake
+//! later, as on any network; as many at odd addresses; a heartbeat with the next message; a heartbeat while there is
 //! nothing to publish; the link to nsqd lost during a message; a few more messages; then, where an
 //! nsqlookupd is connected, some minutes with only PINGs and heartbeats. On a desktop: as many
-//! messages as the first argument gives, and nothing else.
+//! messages as the first argument gives, answered later if the second one is `late`, and nothing
+//! else.
 
 use core::cell::UnsafeCell;
 
 use crate::MESSAGE;
 use crate::platform::PENDING;
 
-/// Messages before anything special.
+/// Messages of each way to be measured.
 const STEADY: u32 = 12;
+/// Messages before anything special.
+const MEASURED: u32 = 3 * STEADY;
 /// The message that is acknowledged together with a heartbeat.
-const BUSY_HEARTBEAT: u32 = STEADY + 1;
+const BUSY_HEARTBEAT: u32 = MEASURED + 1;
 /// The message that is given out only after a heartbeat was answered.
-const IDLE_HEARTBEAT: u32 = STEADY + 3;
+const IDLE_HEARTBEAT: u32 = MEASURED + 3;
 /// The message during which the link is cut.
-const CUT: u32 = STEADY + 5;
+const CUT: u32 = MEASURED + 5;
 /// The last message.
-const LAST: u32 = STEADY + 8;
+const LAST: u32 = MEASURED + 8;
 /// PINGs before the end.
 const PINGS: u32 = 4;
 
@@ -51,7 +55,9 @@ struct World {
     timers: [u64; TIMERS],
     timers_taken: u32,
     links: [Link; LINKS],
-    message: [u8; MESSAGE],
+    message: Aligned,
+    /// True if all answers come one wake later.
+    late: bool,
     /// Messages given out, received and done.
     given: u32,
     received: u32,
@@ -69,6 +75,10 @@ struct World {
     finished: u32,
 }
 
+/// Room for a message at an even address, or one byte behind it.
+#[repr(align(8))]
+struct Aligned([u8; MESSAGE + 1]);
+
 #[derive(Clone, Copy)]
 struct Link {
     state: State,
@@ -83,6 +93,8 @@ struct Link {
     body: Body,
     left: u32,
     at: u32,
+    /// The device has waited since it wrote last.
+    waited: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -111,7 +123,8 @@ static WORLD: Global = Global(UnsafeCell::new(World {
     timers: [u64::MAX; TIMERS],
     timers_taken: 0,
     links: [Link::NEW; LINKS],
-    message: [0; MESSAGE],
+    message: Aligned([0; MESSAGE + 1]),
+    late: false,
     given: 0,
     received: 0,
     done: 0,
@@ -146,6 +159,7 @@ impl Link {
         body: Body::None,
         left: 0,
         at: 0,
+        waited: false,
     };
 
     fn send(&mut self, bytes: &[u8]) {
@@ -298,6 +312,11 @@ impl World {
         }
     }
 
+    /// Returns whether answers come one wake later.
+    fn is_late(&self) -> bool {
+        self.late || (self.last == LAST && (STEADY + 1..=2 * STEADY).contains(&self.given))
+    }
+
     fn is_pipe(&self) -> bool {
         self.links.get(PIPE).is_some_and(|link| link.state == State::Open)
     }
@@ -364,9 +383,13 @@ pub(crate) extern "C" fn bl_close(port: u32) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn bl_read(port: u32, to: *mut u8, len: usize) -> i32 {
+    let is_late = world().is_late();
     let link = link(port);
     if link.state != State::Open {
         return 0;
+    }
+    if is_late && !link.waited {
+        return PENDING;
     }
     let n = len.min(link.out_to - link.out_from);
     if n == 0 {
@@ -393,6 +416,9 @@ pub(crate) extern "C" fn bl_write(port: u32, from: *const u8, len: usize) -> i32
     for i in 0..len {
         // SAFETY: `i` is below `len`, the length of the caller's buffer.
         world.take(index(port), unsafe { from.add(i).read() });
+    }
+    if let Some(link) = world.links.get_mut(index(port)) {
+        link.waited = false;
     }
     len as i32
 }
@@ -424,11 +450,21 @@ pub(crate) extern "C" fn bl_alarm(timer: u32, at: u64) -> bool {
     world.time >= at
 }
 
-/// Advances the time: to a heartbeat that is due, else to an alarm, else by half a second.
+/// Advances the time: a little if there are answers, to a heartbeat that is due, else to an alarm, else by half a second.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn bl_wait() {
     let world = world();
+    let is_late = world.is_late();
+    let mut answers = false;
+    for link in &mut world.links {
+        answers |= is_late && !link.waited && link.out_to > link.out_from;
+        link.waited = true;
+    }
+    if answers {
+        world.time += 500;
+        return;
+    }
     let alarm = world.timers.iter().copied().min().unwrap_or(u64::MAX);
     let next = alarm.min(world.next_heartbeat);
     if world.given == IDLE_HEARTBEAT && world.heartbeats == world.nops && world.last == LAST {
@@ -451,7 +487,7 @@ pub(crate) extern "C" fn bl_wait() {
 pub(crate) extern "C" fn bl_message() -> Option<&'static [u8; MESSAGE]> {
     let world = world();
     if world.last == 0 {
-        world.last = messages_to_give();
+        (world.last, world.late) = messages_to_give();
     }
     let with_lookupd = world.links.get(1).is_some_and(|link| link.state == State::Open);
     let is_consumed = world.links.get(COMMANDS[0]).is_some_and(|link| link.state == State::Open);
@@ -469,11 +505,13 @@ pub(crate) extern "C" fn bl_message() -> Option<&'static [u8; MESSAGE]> {
     if world.given == IDLE_HEARTBEAT && world.last == LAST && world.nops < 2 && !world.is_pipe() {
         return None;
     }
-    for (at, byte) in (0..).zip(world.message.iter_mut()) {
+    let is_odd = world.last == LAST && (2 * STEADY..3 * STEADY).contains(&world.given);
+    let message = world.message.0.get_mut(usize::from(is_odd)..)?.first_chunk_mut()?;
+    for (at, byte) in (0..).zip(message.iter_mut()) {
         *byte = byte_of(world.given, at);
     }
     world.given += 1;
-    Some(&world.message)
+    Some(message)
 }
 
 #[unsafe(no_mangle)]
@@ -539,12 +577,13 @@ fn end(why: &[u8]) -> ! {
 }
 
 #[cfg(target_os = "none")]
-fn messages_to_give() -> u32 {
-    LAST
+fn messages_to_give() -> (u32, bool) {
+    (LAST, false)
 }
 
 #[cfg(not(target_os = "none"))]
-fn messages_to_give() -> u32 {
-    let argument = std::env::args().nth(1);
-    argument.and_then(|text| text.parse().ok()).unwrap_or(LAST)
+fn messages_to_give() -> (u32, bool) {
+    let mut arguments = std::env::args().skip(1);
+    let count = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(LAST);
+    (count, arguments.next().is_some_and(|text| text == "late"))
 }

@@ -23,22 +23,30 @@ const OTHERS: [(&str, [u64; 9]); 8] = [
     ("registration alone, per PING", [668, 672, 48, 0, 40, 40, 318, 365, 363]),
 ];
 
-pub(crate) fn json(row: &Row) -> Value {
+pub(crate) fn json(row: &Row, toolchain: &str) -> Value {
     json!({
         "flash_z": row.flash_z,
         "flash_s": row.flash_s,
         "static_ram": row.static_ram,
         "buffers": row.buffers,
         "peak_stack": row.peak_stack_z.max(row.peak_stack_s),
+        "peak_stack_z": row.peak_stack_z,
+        "peak_stack_s": row.peak_stack_s,
+        "ram_z": row.ram_z(),
         "m0_instr_s": row.m0_instr_s,
         "m0_instr_z": row.m0_instr_z,
+        "m0_instr_s_late": row.m0_instr_s_late,
+        "m0_instr_z_late": row.m0_instr_z_late,
+        "m0_instr_s_odd": row.m0_instr_s_odd,
         "x86_instr_o3": row.x86_instr_o3,
+        "x86_instr_o3_late": row.x86_instr_o3_late,
+        "toolchain": toolchain,
     })
 }
 
-pub(crate) fn print(rows: [&Row; 5]) {
+pub(crate) fn print(rows: [&Row; 6], toolchain: &str) {
     println!(
-        "thumbv6m-none-eabi, what a client adds to the same firmware without it: bytes, and \
+        "thumbv6m-none-eabi, {toolchain}: what a client adds to the same firmware without it: bytes, and \
          instructions\nper acknowledged message of 200 bytes\n"
     );
     println!(
@@ -49,12 +57,13 @@ pub(crate) fn print(rows: [&Row; 5]) {
     println!("|:{:-<39}|-:|-:|-:|-:|-:|-:|-:|-:|-:|", "");
     let ours = [
         "**nanonsq publisher**",
+        "**nanonsq publisher, one task**",
         "**nanonsq publisher + registration**",
         "... with two nsqlookupds",
         "**nanonsq publisher + consumer**",
         "... that asks an nsqlookupd",
     ];
-    for (name, row) in ours.into_iter().zip(rows) {
+    for (name, row) in ours.iter().zip(rows) {
         let figures = [
             row.flash_z,
             row.flash_s,
@@ -71,6 +80,24 @@ pub(crate) fn print(rows: [&Row; 5]) {
     for (name, figures) in OTHERS {
         print_row(name, figures, "");
     }
+    println!(
+        "\nInstructions per message: the answer in the same poll, one wake later, and at an odd \
+         address:\n"
+    );
+    println!("| client | Cortex-M0 s | later | odd | Cortex-M0 z | later | x86-64 O3 | later |");
+    println!("|:--|-:|-:|-:|-:|-:|-:|-:|");
+    for (name, row) in ours.iter().zip(rows) {
+        println!(
+            "| {name} | {} | {} | {} | {} | {} | {} | {} |",
+            row.m0_instr_s,
+            row.m0_instr_s_late,
+            row.m0_instr_s_odd,
+            row.m0_instr_z,
+            row.m0_instr_z_late,
+            row.x86_instr_o3,
+            row.x86_instr_o3_late,
+        );
+    }
 }
 
 fn print_row(name: &str, figures: [u64; 9], calls: &str) {
@@ -84,8 +111,13 @@ fn print_row(name: &str, figures: [u64; 9], calls: &str) {
     );
 }
 
-pub(crate) fn nsqd_json([flash_z, flash_s, static_ram]: [u64; 3]) -> Value {
-    json!({ "flash_z": flash_z, "flash_s": flash_s, "static_ram": static_ram })
+pub(crate) fn nsqd_json([flash_z, flash_s, static_ram]: [u64; 3], toolchain: &str) -> Value {
+    json!({
+        "flash_z": flash_z,
+        "flash_s": flash_s,
+        "static_ram": static_ram,
+        "toolchain": toolchain,
+    })
 }
 
 pub(crate) fn print_nsqds([plain, http]: [[u64; 3]; 2]) {

@@ -14,14 +14,19 @@ use crate::firmware;
 
 /// Prefix of functions of platform and peer.
 const PLATFORM: &str = "bl_";
-/// Messages at the start that are not measured: the first one follows the connection.
+/// Messages at the start of each way that are not measured: the first one follows the connection.
 const SKIP: usize = 2;
 /// Messages that are measured.
 const TAKE: usize = 9;
+/// Messages of each way to be measured, as in `tests/sizes/src/peer.rs`.
+const STEADY: usize = 12;
 
 pub(crate) struct Trace {
-    /// Instructions of one message, the median of nine.
+    /// Instructions of one message, the median of nine, when the answer is there at once; when it
+    /// comes one wake later; and at once, with the message at an odd address.
     pub(crate) per_message: u64,
+    pub(crate) late: u64,
+    pub(crate) odd: u64,
     /// Instructions of every message, in order, from boot.
     pub(crate) messages: Vec<u64>,
     /// Bytes of stack at its deepest.
@@ -184,15 +189,21 @@ impl<'i> Machine<'i> {
     }
 
     fn finish(self) -> Result<Trace> {
-        ensure!(self.messages.len() >= SKIP + TAKE, "only {} messages", self.messages.len());
-        let mut taken: Vec<&Message> = self.messages.iter().skip(SKIP).take(TAKE).collect();
-        taken.sort_by_key(|message| message.instructions);
-        let median = taken[TAKE / 2];
+        ensure!(self.messages.len() >= 3 * STEADY, "only {} messages", self.messages.len());
+        let median = |from: usize| {
+            let mut taken: Vec<&Message> = self.messages[from + SKIP..][..TAKE].iter().collect();
+            taken.sort_by_key(|message| message.instructions);
+            taken[TAKE / 2]
+        };
+        let (late, odd) = (median(STEADY).instructions, median(2 * STEADY).instructions);
+        let median = median(0);
         let mut profile: Vec<_> =
             median.profile.iter().map(|(&index, &count)| (self.name(index), count)).collect();
         profile.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
         Ok(Trace {
             per_message: median.instructions,
+            late,
+            odd,
             messages: self.messages.iter().map(|message| message.instructions).collect(),
             stack: self.top - self.bottom,
             profile,
