@@ -30,6 +30,28 @@ pub(super) trait SessionAccess {
     fn register(&mut self, waker: &Waker);
 }
 
+/// The code of the driver's steps for an access: all kinds of accesses share one copy, except
+/// those that implement this themselves.
+pub(super) trait Steps {
+    /// The access that the steps use.
+    type Access<'s>: SessionAccess + ?Sized + 's
+    where
+        Self: 's;
+
+    fn steps(&mut self) -> &mut Self::Access<'_>;
+}
+
+impl<A: SessionAccess> Steps for A {
+    type Access<'s>
+        = dyn SessionAccess + 's
+    where
+        A: 's;
+
+    fn steps(&mut self) -> &mut Self::Access<'_> {
+        shared_code(self)
+    }
+}
+
 /// Runs one session for ever: dials when the session asks for it, carries bytes and calls `tick`.
 ///
 /// `rx` is the receive buffer, at least 16 bytes; a larger buffer saves calls.
@@ -40,31 +62,31 @@ pub(super) async fn run_dialed<A, D, S>(
     rx: &mut [u8],
 ) -> !
 where
-    A: SessionAccess,
+    A: Steps,
     D: Dialer,
     S: Sleep,
 {
-    let mut connection = Connection::new(shared_code(access), sleep);
+    let mut connection = Connection::new(access.steps(), sleep);
     loop {
         let dialed = {
             let mut address = Address::NONE;
-            poll_fn(|cx| connection.poll_down(shared_code(access), &mut address, cx)).await;
+            poll_fn(|cx| connection.poll_down(access.steps(), &mut address, cx)).await;
             let mut dial = pin!(dialer.dial(&address));
             poll_fn(|cx| {
                 if let Poll::Ready(dialed) = dial.as_mut().poll(cx) {
                     return Poll::Ready(dialed);
                 }
-                connection.poll_dialing(shared_code(access), cx).map(|()| Err(DialError::TimedOut))
+                connection.poll_dialing(access.steps(), cx).map(|()| Err(DialError::TimedOut))
             })
             .await
         };
         match dialed {
-            Err(error) => connection.closed(shared_code(access), Closed::Dial(error)),
-            Ok(mut transport) if connection.open(shared_code(access)) => {
-                poll_fn(|cx| connection.poll_up(shared_code(access), &mut transport, rx, cx)).await;
+            Err(error) => connection.closed(access.steps(), Closed::Dial(error)),
+            Ok(mut transport) if connection.open(access.steps()) => {
+                poll_fn(|cx| connection.poll_up(access.steps(), &mut transport, rx, cx)).await;
             }
             // The session cancelled the dial in the moment in which it succeeded.
-            Ok(_) => connection.closed(shared_code(access), Closed::Local),
+            Ok(_) => connection.closed(access.steps(), Closed::Local),
         }
     }
 }

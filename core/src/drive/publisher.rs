@@ -1,4 +1,7 @@
-//! A [`Publisher`] with its connection: a [`Handle`] to publish with and a [`Runner`] to run.
+//! A [`Publisher`] with its connection: a [`Handle`] to publish with and a [`Runner`] to run, or a
+//! [`OneTask`] that is both, for a program with one task.
+
+mod one_task;
 
 use core::fmt;
 use core::future::{Future, poll_fn};
@@ -16,6 +19,8 @@ use crate::publisher::{
     Config, ConfigError, Counters, Event, Outcome, PublishError, PublishOptions, Publisher, State,
     Ticket,
 };
+
+pub use one_task::OneTask;
 
 /// The size of the receive buffer, which holds a dozen acknowledgements.
 const RX_LEN: usize = 128;

@@ -9,6 +9,7 @@
 mod consumer;
 mod nsqd;
 mod nsqlookupd;
+mod one_task;
 mod publisher;
 mod registration;
 mod running;

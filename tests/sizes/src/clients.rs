@@ -93,6 +93,24 @@ pub async fn publish() {
     join(pin!(work), pin!(runner.run())).await;
 }
 
+/// As [`publish`], from one task.
+pub async fn publish_from_one_task() {
+    let mut ring = [0; OUTBOX];
+    let mut publisher = drive::publisher::OneTask::new();
+    if publisher.set_up(&CONFIG, &NSQDS, &mut ring).is_err() {
+        return;
+    }
+    let work = async |publisher: &drive::publisher::OneTask<'_>| loop {
+        let message = next_message().await;
+        let acknowledged = match publisher.publish(&TOPIC, message).await {
+            Ok(ticket) => publisher.outcome(ticket).await == Outcome::Acknowledged,
+            Err(_) => false,
+        };
+        done(acknowledged);
+    };
+    publisher.run_until(&mut LinkDialer, &mut Clock::new(), work).await
+}
+
 /// Keeps the topic registered with `PEERS` nsqlookupds, for ever.
 pub async fn register<const PEERS: usize>() {
     let mut resources = registration::Resources::<NoopRawMutex, PEERS, 1, 0>::new();
