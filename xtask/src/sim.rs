@@ -58,14 +58,7 @@ struct Fault {
 
 fn planted(names: &[OsString]) -> Result<()> {
     let root = project::root();
-    let mut paths = fs::read_dir(root.join("tests/sim/planted"))?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<Vec<_>>>()?;
-    paths.sort();
-    let mut faults = Vec::new();
-    for path in &paths {
-        faults.push(Fault::read(path)?);
-    }
+    let mut faults = all_faults(&root)?;
     faults.retain(|fault| names.is_empty() || names.iter().any(|name| **name == *fault.name));
     ensure!(!faults.is_empty(), "no fault of such a name in tests/sim/planted");
 
@@ -105,6 +98,15 @@ fn planted(names: &[OsString]) -> Result<()> {
     ensure!(missed.is_empty(), "not found within {SEEDS} seeds: {}", missed.join(", "));
     println!("all {} planted faults are found within {SEEDS} seeds", faults.len());
     Ok(())
+}
+
+/// Reads all planted faults, in the order of their names.
+fn all_faults(root: &Path) -> Result<Vec<Fault>> {
+    let mut paths = fs::read_dir(root.join("tests/sim/planted"))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    paths.iter().map(|path| Fault::read(path)).collect()
 }
 
 fn text(output: &std::process::Output) -> String {
@@ -173,4 +175,19 @@ fn remove_others(dir: &Path, known: &BTreeSet<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a second, what `cargo xtask sim --planted` would say after its build.
+    #[test]
+    fn every_planted_fault_fits_the_code() {
+        let root = project::root();
+        let faults = all_faults(&root).unwrap();
+        assert!(!faults.is_empty());
+        let misfits: Vec<_> = faults.iter().filter_map(|fault| fault.plant(&root).err()).collect();
+        assert!(misfits.is_empty(), "{misfits:#?}");
+    }
 }
