@@ -38,7 +38,6 @@
 
 #[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 mod accept;
-#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 mod accept_slot;
 #[cfg(any(feature = "publisher", feature = "consumer"))]
 mod client;
@@ -70,7 +69,6 @@ use crate::time::Instant;
 
 #[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 pub use accept::Port;
-#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 pub use accept_slot::{Accept, AcceptSlot};
 pub use gathering::{Gathered, Gathering};
 #[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
