@@ -11,6 +11,7 @@ mod fuzz;
 mod graph;
 mod house;
 mod judge;
+mod package;
 mod panics;
 mod peers;
 mod project;
@@ -49,6 +50,8 @@ enum Task {
     Bench(bench::Options),
     /// Check the tree: length of files, share of tests, words in names, links of documents
     House(house::Options),
+    /// Package the crates to publish, and build programs outside the tree that depend on them
+    Package(package::Options),
     /// Run the firmware of examples/qemu against real servers (needs QEMU and Go)
     Qemu(qemu::Options),
     /// Build the images for boards, and check their sizes
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Task::Api(options) => api::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::House(options) => house::run(&options),
+        Task::Package(options) => package::run(&options),
         Task::Qemu(options) => qemu::run(&options),
         Task::Boards(options) => boards::run(&options),
         Task::Rp2040(options) => rp2040::run(&options),

@@ -90,6 +90,7 @@
 //!   not even a RST. To disconnect, drop the runner's future, not the runner.
 #![no_std]
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod tcp;
 mod time;

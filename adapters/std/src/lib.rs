@@ -12,6 +12,9 @@
 //! without heartbeats. If sent bytes are not acknowledged, the operating system does not probe but
 //! retransmits until it gives up: about 15 minutes on Linux (`net.ipv4.tcp_retries2`).
 
+#![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 use std::future::Future;
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
