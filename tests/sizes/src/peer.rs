@@ -2,11 +2,11 @@
 //! when nothing else happens, and a scenario.
 //!
 //! The scenario: [`STEADY`] messages that are answered at once; as many whose answers come one wake
-//! later, as on any network; as many at odd addresses; a heartbeat with the next message; a heartbeat while there is
-//! nothing to publish; the link to nsqd lost during a message; a few more messages; then, where an
-//! nsqlookupd is connected, some minutes with only PINGs and heartbeats. On a desktop: as many
-//! messages as the first argument gives, answered later if the second one is `late`, and nothing
-//! else.
+//! later, as on any network; as many at odd addresses; a heartbeat with the next message; a heartbeat
+//! while there is nothing to publish; the link to nsqd lost during a message; a few more messages;
+//! then, where an nsqlookupd is connected, some minutes with only PINGs and heartbeats. On a
+//! desktop: as many messages as the first argument gives, answered later if the second one is
+//! `late`, and nothing else.
 
 use core::cell::UnsafeCell;
 
@@ -450,7 +450,8 @@ pub(crate) extern "C" fn bl_alarm(timer: u32, at: u64) -> bool {
     world.time >= at
 }
 
-/// Advances the time: a little if there are answers, to a heartbeat that is due, else to an alarm, else by half a second.
+/// Advances the time: a little if there are answers, to a heartbeat that is due, else to an alarm,
+/// else by half a second.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn bl_wait() {

@@ -92,7 +92,8 @@ impl<'a> OneTask<'a> {
         .await
     }
 
-    /// Accepts a message now, or returns an error. It is sent when the task waits next.
+    /// Accepts a message now, or returns an error. It is sent when the task waits next. Within
+    /// [`with`](Self::with) this returns [`PublishError::Full`].
     pub fn try_publish(&self, topic: &TopicName, body: &[u8]) -> Result<Ticket, PublishError> {
         self.with(|publisher| publisher.publish(topic, body)).unwrap_or(Err(PublishError::Full))
     }
