@@ -499,7 +499,7 @@ impl World {
         assert_eq!(nodes.matches("true").count(), buried, "{nodes}");
         let topics = model.topics.values();
         let topics = topics.map(|key| model.listed(now, key.producers.iter().copied()).len());
-        assert_eq!(nodes.matches("false").count() + buried, topics.sum(), "{nodes}");
+        assert_eq!(nodes.matches("false").count() + buried, topics.sum::<usize>(), "{nodes}");
         let counters = self.directory.counters();
         let model = &self.model;
         assert_eq!((counters.full, counters.collected), (model.full, model.collected));

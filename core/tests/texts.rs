@@ -40,7 +40,7 @@ fn errors_of_settings() {
     distinct(&[NameError::Empty, NameError::TooLong { len: 65 }, bad]);
     assert!(bad.to_string().contains("byte 0x21 at position 7"));
     distinct(&[registration::ConfigError::EmptyField, registration::ConfigError::ZeroPort]);
-    assert!(TooManyPeers { max: 3 }.to_string().contains("than the 3 there"));
+    assert!(TooManyPeers { max: 3 }.to_string().contains("than the 3 that fit"));
     assert!(TooManyLookupds { max: 4 }.to_string().contains("than the 4 that fit"));
     distinct(&[RegistryFull::Topics { max: 3 }, RegistryFull::Channels { max: 3 }]);
     assert!(RegistryFull::Topics { max: 3 }.to_string().contains("all 3 topic"));

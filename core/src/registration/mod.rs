@@ -153,17 +153,18 @@ impl fmt::Display for ConfigError {
 
 impl core::error::Error for ConfigError {}
 
-/// More distinct addresses than there are peers. The registration is unchanged.
+/// [`Registration::configure`] got more distinct addresses than there are peers, and changed
+/// nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct TooManyPeers {
-    /// How many peers there are.
+    /// The number of addresses that fit.
     pub max: usize,
 }
 
 impl fmt::Display for TooManyPeers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "more nsqlookupd addresses than the {} there is room for", self.max)
+        write!(f, "more nsqlookupd addresses than the {} that fit", self.max)
     }
 }
 

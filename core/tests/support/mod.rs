@@ -1,33 +1,29 @@
 //! Helpers of the simulations.
 
-/// A seeded random generator.
-pub(crate) struct Random(u32);
+/// The random generator of the models, for numbers of 32 bits.
+pub(crate) struct Random(nanonsq_models::random::Random);
 
 impl Random {
-    pub(crate) const fn new(seed: u32) -> Self {
-        // xorshift needs a start other than 0; adjacent seeds should start differently.
-        let mixed = seed.wrapping_mul(0x9e37_79b9) ^ 0x85eb_ca6b;
-        Self(if mixed == 0 { 1 } else { mixed })
+    pub(crate) fn new(seed: u32) -> Self {
+        Self(nanonsq_models::random::Random::new(seed.into()))
     }
 
     /// Returns any number.
+    #[allow(dead_code, reason = "not used by every test")]
     pub(crate) fn next(&mut self) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 17;
-        self.0 ^= self.0 << 5;
-        self.0
+        (self.0.next() >> 32) as u32
     }
 
     /// Returns a number below `n`.
     #[allow(dead_code, reason = "not used by every test")]
     pub(crate) fn below(&mut self, n: u32) -> u32 {
-        ((u64::from(self.next()) * u64::from(n)) >> 32) as u32
+        self.0.below(n.into()) as u32
     }
 
     /// Returns true with probability 1 in `n`.
     #[allow(dead_code, reason = "not used by every test")]
     pub(crate) fn one_in(&mut self, n: u32) -> bool {
-        self.below(n) == 0
+        self.0.one_in(n.into())
     }
 }
 

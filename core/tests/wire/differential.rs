@@ -125,7 +125,7 @@ fn granted_reads_what_serde_reads() {
         ("topology_region", TEXT),
         ("topology_zone", TEXT),
     ];
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     for _ in 0..2000 {
         let json = object(&mut random, &fields, false);
         let (serde, _) = serde_json_core::from_str::<Response>(&json).expect(&json);
@@ -181,7 +181,7 @@ fn granted_reads_what_a_json_scanner_reads() {
         ("version", &["\"\"", "\"\\\"msg_timeout\\\":5\"", "\"msg_timeout\"", "null"]),
         ("auth_required", BOOL),
     ];
-    let mut random = Random(5);
+    let mut random = Random::new(5);
     let mut taken = 0;
     for _ in 0..20_000 {
         let json = {
@@ -239,7 +239,7 @@ fn identification_reads_what_serde_reads() {
         ("short_id", TEXT),
         ("long_id", TEXT),
     ];
-    let mut random = Random(2);
+    let mut random = Random::new(2);
     for _ in 0..2000 {
         let json = object(&mut random, &fields, true);
         let (serde, _) = serde_json_core::from_str::<Request<'_>>(&json).expect(&json);
@@ -276,7 +276,7 @@ fn nodes_read_what_serde_reads() {
         ("topology_zone", TEXT),
         ("version", TEXT),
     ];
-    let mut random = Random(3);
+    let mut random = Random::new(3);
     let mut taken = 0;
     for _ in 0..2000 {
         let json = object(&mut random, &fields, true);

@@ -21,7 +21,7 @@ fn ten_million_bytes(
     corpus: &[&[u8]],
     mut feed: impl FnMut(bool, &[u8]) -> Result<usize, usize>,
 ) {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut stream = Vec::new();
     let mut total = 0;
     while total < TOTAL {

@@ -1,10 +1,11 @@
-//! Helpers: transcripts of decoders, and a small seeded generator.
+//! Helpers: transcripts of decoders, and random indices.
 
 use std::fmt::Display;
 
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::wire::json::{Scanner, Token};
 use nanonsq_core::wire::{ChunkWriter, DecodeError, Write, nsqd, nsqlookupd};
+use nanonsq_models::random;
 
 pub(crate) fn topic(name: &str) -> TopicName {
     TopicName::new(name).unwrap()
@@ -267,20 +268,21 @@ pub(crate) fn identification(
     scanner.finish(&nsqd::Limits::NSQD).cloned()
 }
 
-/// A random generator (xorshift64*) with the same numbers on every machine.
-pub(crate) struct Random(pub u64);
+/// The random generator of the models, for indices.
+pub(crate) struct Random(random::Random);
 
 impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(random::Random::new(seed))
+    }
+
     pub(crate) fn next(&mut self) -> u32 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+        (self.0.next() >> 32) as u32
     }
 
     /// Returns a number below `end`.
     pub(crate) fn below(&mut self, end: usize) -> usize {
-        ((u64::from(self.next()) * end as u64) >> 32) as usize
+        self.0.below(end as u64) as usize
     }
 
     pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
