@@ -189,7 +189,7 @@ fn a_closing_publisher_stays_closing() {
         p.open();
         p.send();
         p.receive(&frame(0, INFO));
-        p.0.publish(&topic("t"), b"body").unwrap();
+        let _ = p.0.publish(&topic("t"), b"body").unwrap();
     };
     stays_closed("a fault", publisher, |p: &mut P| {
         ready(p);

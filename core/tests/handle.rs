@@ -133,7 +133,7 @@ fn a_dropped_message_wakes_its_waiting_outcome() {
         let first = handle.try_publish(&topic(), &[b'x'; 40]).unwrap();
         let mut outcome = pin!(handle.outcome(first));
         assert_eq!(poll!(outcome, waker), Poll::Pending);
-        handle.try_publish(&topic(), &[b'x'; 40]).unwrap();
+        let _ = handle.try_publish(&topic(), &[b'x'; 40]).unwrap();
         assert_eq!(wakes.take(), 1);
         assert_eq!(poll!(outcome, waker), Poll::Ready(Outcome::Dropped));
         assert_eq!(handle.counters().dropped, 1);

@@ -69,7 +69,7 @@ fn expired_suspects_are_forgotten() {
     publisher.receive(at(1), ok).unwrap();
     let options = publisher::PublishOptions { defer: None, deadline: Some(at(1_000)) };
     for _ in 0..3 {
-        publisher.publish_with(&topic, b"bad", options).unwrap();
+        let _ = publisher.publish_with(&topic, b"bad", options).unwrap();
     }
     assert!(written(&mut publisher, at(2)).starts_with(b"MPUB"));
     let error = b"E_BAD_MESSAGE MPUB invalid message";
@@ -82,7 +82,7 @@ fn expired_suspects_are_forgotten() {
 
     // The messages of the refused batch are gone: the next ones are sent as one batch.
     for _ in 0..3 {
-        publisher.publish(&topic, b"good").unwrap();
+        let _ = publisher.publish(&topic, b"good").unwrap();
     }
     publisher.dial(at(9_000)).unwrap();
     publisher.open(at(9_000));

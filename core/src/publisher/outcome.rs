@@ -10,6 +10,7 @@ const EXCEPTIONS_MAX: usize = 4;
 /// Identifies an accepted message for good: tickets count up from 0 and survive reconnects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[must_use = "only the ticket tells whether the message was acknowledged; ignore it with `let _ =`"]
 pub struct Ticket(pub(super) u64);
 
 impl Ticket {

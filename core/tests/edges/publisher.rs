@@ -37,7 +37,7 @@ fn connected(test: impl FnOnce(&mut Publisher<'_>)) {
 #[test]
 fn the_reply_timeout_begins_when_the_command_is_staged() {
     connected(|publisher| {
-        publisher.publish(&topic(), b"body").unwrap();
+        let _ = publisher.publish(&topic(), b"body").unwrap();
         assert!(!publisher.transmit(at(2000)).is_empty());
         assert_eq!(publisher.deadline(), at(12_000));
         publisher.tick(at(11_999));
@@ -54,7 +54,7 @@ fn the_reply_timeout_begins_when_the_command_is_staged() {
 #[test]
 fn each_written_byte_restarts_the_reply_timeout() {
     connected(|publisher| {
-        publisher.publish(&topic(), b"body").unwrap();
+        let _ = publisher.publish(&topic(), b"body").unwrap();
         assert!(!publisher.transmit(at(2000)).is_empty());
         publisher.sent(at(5000), 1);
         assert_eq!(publisher.deadline(), at(15_000));
@@ -69,9 +69,9 @@ fn each_written_byte_restarts_the_reply_timeout() {
 #[test]
 fn each_response_restarts_the_reply_timeout_of_the_next() {
     connected(|publisher| {
-        publisher.publish(&topic(), b"one").unwrap();
+        let _ = publisher.publish(&topic(), b"one").unwrap();
         written(publisher, at(2000));
-        publisher.publish(&topic(), b"two").unwrap();
+        let _ = publisher.publish(&topic(), b"two").unwrap();
         written(publisher, at(3000));
         publisher.receive(at(4000), OK).unwrap();
         assert_eq!(publisher.deadline(), at(14_000));
@@ -151,7 +151,7 @@ fn commands_are_encoded_correctly_whatever_was_written_before() {
     connected(|publisher| {
         let mut send = |bodies: &[&str], heartbeat: bool| {
             for body in bodies {
-                publisher.publish(&topic(), body.as_bytes()).unwrap();
+                let _ = publisher.publish(&topic(), body.as_bytes()).unwrap();
             }
             if heartbeat {
                 publisher.receive(at(2000), b"\0\0\0\x0f\0\0\0\0_heartbeat_").unwrap();
@@ -182,7 +182,7 @@ fn messages_with_nearly_equal_deadlines_share_a_command() {
     connected(|publisher| {
         // Deadlines have steps of 131.072 ms; the last message is in the next step.
         for ms in [655_262, 655_263, 655_359, 655_361] {
-            publisher.publish_with(&topic(), b"x", deadline(ms)).unwrap();
+            let _ = publisher.publish_with(&topic(), b"x", deadline(ms)).unwrap();
         }
         let said = commands(&written(publisher, at(2000))).join(" ");
         assert_eq!(said, "MPUB t 3: x x x PUB t x");
@@ -190,7 +190,7 @@ fn messages_with_nearly_equal_deadlines_share_a_command() {
     // A message never expires too early, and at most one step too late.
     connected(|publisher| {
         for ms in [5000, 5100, 5131] {
-            publisher.publish_with(&topic(), b"x", deadline(ms)).unwrap();
+            let _ = publisher.publish_with(&topic(), b"x", deadline(ms)).unwrap();
             publisher.tick(at(ms));
             assert_eq!(publisher.counters().pending, 1);
             publisher.tick(at(ms + 132));
@@ -204,7 +204,7 @@ fn messages_with_nearly_equal_deadlines_share_a_command() {
 fn a_response_other_than_ok_is_unexpected() {
     for reply in [&b"\0\0\0\x06\0\0\0\0NO"[..], b"\0\0\0\x07\0\0\0\0OKO", b"\0\0\0\x04\0\0\0\0"] {
         connected(|publisher| {
-            publisher.publish(&topic(), b"body").unwrap();
+            let _ = publisher.publish(&topic(), b"body").unwrap();
             written(publisher, at(2000));
             assert_eq!(publisher.receive(at(2000), reply), Err(Fault::UnexpectedReply));
             let counters = publisher.counters();
@@ -213,7 +213,7 @@ fn a_response_other_than_ok_is_unexpected() {
     }
     // OK may arrive in pieces.
     connected(|publisher| {
-        publisher.publish(&topic(), b"body").unwrap();
+        let _ = publisher.publish(&topic(), b"body").unwrap();
         written(publisher, at(2000));
         for byte in OK {
             publisher.receive(at(2000), &[*byte]).unwrap();
@@ -235,7 +235,7 @@ fn only_a_failed_batch_may_be_partly_stored() {
     ] {
         connected(|publisher| {
             for _ in 0..count {
-                publisher.publish(&topic(), b"body").unwrap();
+                let _ = publisher.publish(&topic(), b"body").unwrap();
             }
             written(publisher, at(2000));
             publisher.receive(at(2000), &frame(1, text.as_bytes())).unwrap_err();

@@ -316,7 +316,7 @@ async fn publish_all(
                         args.input_name()
                     ));
                 };
-                taken.map_err(|error: PublishError| format!("{what} {number}: {error}"))?;
+                let _ = taken.map_err(|error: PublishError| format!("{what} {number}: {error}"))?;
                 continue;
             }
             Record::TooLong(len) => {

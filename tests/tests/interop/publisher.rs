@@ -40,7 +40,7 @@ async fn nsqd(peers: &nanonsq_tests::Peers) -> Nsqd {
 
 async fn publish_numbers(publisher: &Publisher, name: &str, numbers: Range<u32>) {
     for number in numbers {
-        publisher.publish(name, number.to_string().as_bytes()).await;
+        let _ = publisher.publish(name, number.to_string().as_bytes()).await;
     }
 }
 
@@ -193,7 +193,7 @@ async fn a_single_message_is_a_pub_and_a_backlog_an_mpub() {
     let publisher = Publisher::start(Config::new(), &[proxy.address()], OUTBOX);
     // Not connected yet: this is a backlog.
     for n in 0..100 {
-        publisher.publish("t", format!("backlog {n}").as_bytes()).await;
+        let _ = publisher.publish("t", format!("backlog {n}").as_bytes()).await;
     }
     publisher.drained(LIMIT).await;
     for n in 0..3 {
@@ -201,7 +201,7 @@ async fn a_single_message_is_a_pub_and_a_backlog_an_mpub() {
         assert_eq!(publisher.handle.outcome(ticket).await, Outcome::Acknowledged);
     }
     let later = PublishOptions { defer: Some(Span::from_millis(1)), deadline: None };
-    publisher.handle.publish_with(&topic("t"), b"deferred", later).await.unwrap();
+    let _ = publisher.handle.publish_with(&topic("t"), b"deferred", later).await.unwrap();
     publisher.drained(LIMIT).await;
 
     let recorded = proxy.client_bytes();
@@ -256,7 +256,7 @@ async fn heartbeats_keep_an_idle_publisher_connected() {
     let nsqd = nsqd(&peers).await;
     let config = Config { heartbeat: Span::from_secs(1), ..Config::new() };
     let publisher = Publisher::start(config, &[nsqd.tcp_address()], OUTBOX);
-    publisher.publish("t", b"x").await;
+    let _ = publisher.publish("t", b"x").await;
     publisher.drained(LIMIT).await;
     tokio::time::sleep(Duration::from_millis(4500)).await;
     let counters = publisher.handle.counters();
@@ -274,7 +274,7 @@ async fn a_frozen_nsqd_is_noticed() {
     let nsqd = nsqd(&peers).await;
     let config = Config { heartbeat: Span::from_secs(1), ..Config::new() };
     let publisher = Publisher::start(config, &[nsqd.tcp_address()], OUTBOX);
-    publisher.publish("t", b"before").await;
+    let _ = publisher.publish("t", b"before").await;
     publisher.drained(LIMIT).await;
     nsqd.freeze();
     let noticed = async {
@@ -287,7 +287,7 @@ async fn a_frozen_nsqd_is_noticed() {
     let why = tokio::time::timeout(Duration::from_secs(4), noticed).await;
     nsqd.thaw();
     assert!(matches!(why, Ok(Closed::Fault(SessionFault::TimedOut(_)))), "{why:?}");
-    publisher.publish("t", b"after").await;
+    let _ = publisher.publish("t", b"after").await;
     publisher.drained(LIMIT).await;
 }
 

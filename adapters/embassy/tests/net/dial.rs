@@ -292,7 +292,7 @@ fn closing_is_bounded_without_acknowledgements() {
         let script = async {
             publisher.wait(|publisher| (publisher.state() == State::Ready).then_some(())).await;
             world.wire.set_faults_from(HOST, Faults::CUT);
-            publisher.publish(&topic("t"), &[b'x'; 500]).await.unwrap();
+            let _ = publisher.publish(&topic("t"), &[b'x'; 500]).await.unwrap();
             Timer::after_millis(100).await;
             let start = Instant::now();
             publisher.stop(&EmbassySleep).await;
@@ -314,7 +314,7 @@ fn closing_takes_a_round_trip_when_all_is_well() {
     let (publisher, mut runner) = publisher(device, LIVELY, &["10.0.0.2:4150"], 2000);
     world.run(async {
         let script = async {
-            publisher.publish(&topic("t"), b"x").await.unwrap();
+            let _ = publisher.publish(&topic("t"), b"x").await.unwrap();
             publisher.idle().await;
             let start = Instant::now();
             publisher.stop(&EmbassySleep).await;

@@ -29,7 +29,7 @@ fn numbers(n: usize) -> Vec<String> {
 
 async fn publish_numbers(publisher: Publisher, n: usize) {
     for number in numbers(n) {
-        publisher.publish(&topic("numbers"), number.as_bytes()).await.unwrap();
+        let _ = publisher.publish(&topic("numbers"), number.as_bytes()).await.unwrap();
     }
     publisher.idle().await;
 }
@@ -66,7 +66,7 @@ fn through_tiny_buffers(seed: u32, config: Config<'static>) {
         (1..100).map(|n| format!("{n}:{}", "abcdefghijklm".repeat(n % 29))).collect();
     world.run(async {
         for body in &bodies {
-            publisher.publish(&topic("t"), body.as_bytes()).await.unwrap();
+            let _ = publisher.publish(&topic("t"), body.as_bytes()).await.unwrap();
         }
         publisher.idle().await;
     });
@@ -177,7 +177,7 @@ fn a_pulled_cable_is_detected_and_the_backlog_delivered() {
             };
             let backlog = async {
                 for _ in 0..100 {
-                    publisher.publish(&topic("backlog"), b"reading").await.unwrap();
+                    let _ = publisher.publish(&topic("backlog"), b"reading").await.unwrap();
                     Timer::after_millis(100).await;
                 }
             };
@@ -215,7 +215,7 @@ fn two_tasks_and_a_full_outbox() {
                 let body = format!("{name} {n} {}", "x".repeat(40));
                 // One half is published with `publish`, which waits, the other with `try_publish`.
                 if n % 2 == 0 {
-                    publisher.publish(&topic(name), body.as_bytes()).await.unwrap();
+                    let _ = publisher.publish(&topic(name), body.as_bytes()).await.unwrap();
                     continue;
                 }
                 while let Err(error) = publisher.try_publish(&topic(name), body.as_bytes()) {
@@ -281,7 +281,7 @@ fn a_dropped_runner_goes_on_when_it_is_run_again() {
     let (publisher, mut runner) = publisher(device, LIVELY, NSQD, 2000);
     world.run(async {
         for (n, number) in numbers(40).into_iter().enumerate() {
-            publisher.publish(&topic("numbers"), number.as_bytes()).await.unwrap();
+            let _ = publisher.publish(&topic("numbers"), number.as_bytes()).await.unwrap();
             // Each round drops the runner at a later stage of a connection.
             select(runner.run(), Timer::after_micros(n as u64 * 150)).await;
         }

@@ -9,7 +9,7 @@ fn a_single_message_leaves_as_pub_at_once_and_backlog_as_mpub() {
     let first = rig.publish("a");
     rig.expect(pub_one("a"));
     // The second command while the first is unanswered.
-    rig.publish("b");
+    let _ = rig.publish("b");
     let last = rig.publish("c");
     rig.expect(mpub(&["b", "c"]));
     rig.receive(OK);
@@ -27,7 +27,7 @@ fn topics_and_deferrals_are_not_mixed_in_a_batch() {
     rig!(rig);
     for (name, defer) in [("t", None), ("t", None), ("u", None), ("t", Some(5)), ("t", Some(5))] {
         let options = PublishOptions { defer: defer.map(Span::from_millis), deadline: None };
-        rig.publisher.publish_with(&topic(name), b"x", options).unwrap();
+        let _ = rig.publisher.publish_with(&topic(name), b"x", options).unwrap();
     }
     rig.connect();
     let dpub = [&b"DPUB t 5\n"[..], &record("x")].concat();
@@ -41,11 +41,11 @@ fn flights_are_bounded_and_later_messages_become_one_batch() {
     rig!(rig);
     rig.connect();
     for n in 0..FLIGHTS_MAX {
-        rig.publish(&n.to_string());
+        let _ = rig.publish(&n.to_string());
         rig.expect(pub_one(&n.to_string()));
     }
-    rig.publish("x");
-    rig.publish("y");
+    let _ = rig.publish("x");
+    let _ = rig.publish("y");
     rig.expect("");
     rig.receive(OK);
     rig.expect(mpub(&["x", "y"]));
@@ -61,7 +61,7 @@ fn a_rejected_batch_is_retried_one_by_one() {
     assert_eq!(fault, Fault::Refused(ErrorCode::BadMessage));
     assert_eq!(rig.publisher.detail(), "E_BAD_MESSAGE MPUB message too big 3 > 2");
     rig.reconnect();
-    rig.publish("later");
+    let _ = rig.publish("later");
     rig.expect([pub_one("a"), pub_one("bad"), pub_one("c"), pub_one("later")].concat());
     rig.receive(OK);
     rig.receive_and_fault(frame(1, "E_BAD_MESSAGE PUB message too big 3 > 2"));
@@ -70,7 +70,7 @@ fn a_rejected_batch_is_retried_one_by_one() {
     rig.expect(mpub(&["c", "later"]));
     rig.receive(OK);
     for body in ["w", "x", "y", "z"] {
-        rig.publish(body);
+        let _ = rig.publish(body);
     }
     rig.expect(mpub(&["w", "x", "y", "z"]));
     assert_eq!(
@@ -125,7 +125,7 @@ fn a_batch_that_is_refused_twice_is_halved_whatever_the_code() {
 fn a_smaller_batch_is_tried_without_a_wait_and_one_message_is_not() {
     rig!(rig);
     for n in 0..4 {
-        rig.publish(&n.to_string());
+        let _ = rig.publish(&n.to_string());
     }
     rig.connect();
     for (count, at_once) in [(4, false), (4, true), (2, true), (1, false)] {
@@ -145,7 +145,7 @@ fn batches_grow_past_the_refused_length_once_a_connection_lasts() {
     rig.connect();
     let publish = |rig: &mut Rig<'_>, count: u32| {
         for _ in 0..count {
-            rig.publish("x");
+            let _ = rig.publish("x");
         }
     };
     publish(&mut rig, 8);
@@ -180,7 +180,7 @@ fn one_bad_message_among_many_is_rejected_alone() {
     for bad in [0, 1, 499, 998, 999] {
         rig!(rig, Config::new(), 100_000, ["one:4150"]);
         for n in 0..1000 {
-            rig.publish(if n == bad { "bad" } else { "good" });
+            let _ = rig.publish(if n == bad { "bad" } else { "good" });
         }
         rig.connect();
         let mut refusals = 0;
@@ -223,9 +223,9 @@ fn suspects_that_are_gone_do_not_bound_batches() {
         rig.connect();
         for _ in 0..3 {
             if expire {
-                with_deadline(&mut rig, 1000);
+                let _ = with_deadline(&mut rig, 1000);
             } else {
-                rig.publish(&"bad".repeat(7));
+                let _ = rig.publish(&"bad".repeat(7));
             }
         }
         assert!(rig.written().starts_with(b"MPUB"));
@@ -233,11 +233,11 @@ fn suspects_that_are_gone_do_not_bound_batches() {
         rig.lose();
         rig.wait(2000);
         if !expire {
-            rig.publisher.publish(&topic(T), &[b'x'; 79]).unwrap();
+            let _ = rig.publisher.publish(&topic(T), &[b'x'; 79]).unwrap();
             assert_eq!(rig.publisher.counters().dropped, 3);
         }
         for body in ["a", "b"] {
-            rig.publish(body);
+            let _ = rig.publish(body);
         }
         rig.connect();
         assert!(rig.written().starts_with(b"MPUB"), "{expire}");

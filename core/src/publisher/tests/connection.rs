@@ -57,7 +57,7 @@ fn partial_writes_lose_and_double_nothing() {
         let mut got: Vec<u8> = Vec::new();
         for n in 0..60 {
             let body = format!("{n:0>width$}", width = 1 + n % 17);
-            rig.publish(&body);
+            let _ = rig.publish(&body);
             expected.extend(pub_one(&body));
             loop {
                 let transmit = rig.publisher.transmit(rig.now);
@@ -81,10 +81,10 @@ fn a_lost_connection_sends_everything_unanswered_again_in_order() {
     rig.connect();
     let a = rig.publish("a");
     rig.expect(pub_one("a"));
-    rig.publish("b");
+    let _ = rig.publish("b");
     rig.expect(pub_one("b"));
     rig.receive(OK);
-    rig.publish("c");
+    let _ = rig.publish("c");
     // Half of "c" is written.
     let n = rig.publisher.transmit(rig.now).len() - 1;
     rig.publisher.sent(rig.now, n);
@@ -102,14 +102,14 @@ fn heartbeats_are_answered_before_payload() {
     rig!(rig);
     rig.connect();
     rig.receive(HEARTBEAT);
-    rig.publish("a");
+    let _ = rig.publish("a");
     rig.expect([&b"NOP\n"[..], &pub_one("a")].concat());
     // Also with all flights taken.
     for _ in 1..FLIGHTS_MAX {
-        rig.publish("x");
+        let _ = rig.publish("x");
         rig.written();
     }
-    rig.publish("waits");
+    let _ = rig.publish("waits");
     rig.receive([HEARTBEAT, HEARTBEAT].concat());
     rig.expect("NOP\nNOP\n");
     assert_eq!(rig.publisher.counters().heartbeats, 3);
@@ -131,7 +131,7 @@ fn a_half_written_nop_is_not_a_half_written_batch() {
     assert_eq!(rig.outcome(ticket), Some(Outcome::Acknowledged));
     rig.expect("P\n");
     // If the connection is lost instead, the batch counts as wholly written.
-    rig.publish("b");
+    let _ = rig.publish("b");
     rig.written();
     rig.receive(HEARTBEAT);
     half(&mut rig);
@@ -159,7 +159,7 @@ fn two_heartbeats_of_silence_end_a_half_open_connection() {
 fn an_nsqd_that_sends_heartbeats_but_never_answers_is_left() {
     rig!(rig, Config::new(), 1024, ["one:1", "two:1"]);
     rig.connect();
-    rig.publish("a");
+    let _ = rig.publish("a");
     rig.written();
     for _ in 0..3 {
         rig.wait(3000);
@@ -177,7 +177,7 @@ fn an_nsqd_that_sends_heartbeats_but_never_answers_is_left() {
 fn answering_heartbeats_does_not_put_off_the_reply_timeout() {
     rig!(rig, Config { heartbeat: Span::from_secs(5), ..Config::new() });
     rig.connect();
-    rig.publish("a");
+    let _ = rig.publish("a");
     rig.written();
     rig.wait(5000);
     rig.receive(HEARTBEAT);
@@ -191,7 +191,7 @@ fn answering_heartbeats_does_not_put_off_the_reply_timeout() {
 fn the_last_error_stays_known() {
     rig!(rig);
     rig.connect();
-    rig.publish("a");
+    let _ = rig.publish("a");
     rig.written();
     rig.receive_and_fault(frame(1, "E_PUB_FAILED PUB failed exiting"));
     rig.reconnect();
@@ -231,7 +231,7 @@ fn every_handshake_that_hangs_is_left() {
 fn auth_is_sent_when_it_is_required_and_only_then() {
     let secret = "s".repeat(200);
     rig!(rig, Config { auth_secret: Some(secret.as_bytes()), ..Config::new() });
-    rig.publish("a");
+    let _ = rig.publish("a");
     rig.dial();
     rig.publisher.open(rig.now);
     rig.written();
@@ -301,7 +301,7 @@ fn an_unexpected_response_ends_the_connection() {
     // Likewise a response that arrives before its command is written.
     rig!(rig);
     rig.connect();
-    rig.publish("a");
+    let _ = rig.publish("a");
     let n = rig.publisher.transmit(rig.now).len() - 1;
     rig.publisher.sent(rig.now, n);
     assert_eq!(rig.receive_and_fault(OK), Fault::UnexpectedReply);
@@ -313,7 +313,7 @@ fn an_unexpected_response_ends_the_connection() {
 fn stop_finishes_the_command_being_written() {
     rig!(rig);
     rig.connect();
-    rig.publish("a");
+    let _ = rig.publish("a");
     rig.publisher.transmit(rig.now);
     rig.publisher.sent(rig.now, 3);
     rig.publisher.stop(rig.now);
@@ -361,7 +361,7 @@ fn a_driver_that_vanishes_at_any_point_is_a_legal_path() {
 fn spurious_ticks_at_any_time_change_nothing() {
     rig!(rig);
     rig.connect();
-    rig.publish("a");
+    let _ = rig.publish("a");
     for now in [Instant::ZERO, rig.now] {
         for _ in 0..3 {
             rig.publisher.tick(now);

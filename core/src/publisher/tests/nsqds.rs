@@ -72,7 +72,7 @@ fn an_nsqd_that_refuses_permanently_is_left_out_and_dialed_again_every_five_minu
 #[test]
 fn one_of_several_is_left_out_and_the_others_are_used_without_delay() {
     rig!(rig, Config::new(), 1024, ["tls:1", "good:1", "down:1"]);
-    rig.publish("a");
+    let _ = rig.publish("a");
     rig.connect();
     rig.expect(pub_one("a"));
     rig.receive_and_fault(frame(1, TLS));
@@ -108,7 +108,7 @@ fn all_are_left_out_in_one_round_however_many() {
     let config = Config { left_out_for: Span::ZERO, ..Config::new() };
     let mut ring = vec![0; 1024];
     let mut rig = Rig::new(&config, &nsqds, &mut ring);
-    rig.publish("a");
+    let _ = rig.publish("a");
     for round in 0..2 {
         for (nsqd, name) in names.iter().enumerate() {
             assert_eq!(rig.dial(), *name, "round {round}");
@@ -145,7 +145,7 @@ fn failover_tries_every_nsqd_before_it_pauses() {
     rig.publisher.open(rig.now);
     rig.written();
     rig.receive(frame(0, "OK"));
-    rig.publish("a");
+    let _ = rig.publish("a");
     rig.written();
     rig.receive(OK);
     // A good connection that is lost is dialed again at once, then the next nsqd.
@@ -184,7 +184,7 @@ fn only_an_nsqd_that_accepts_messages_or_lasts_is_dialed_again_at_once() {
         (Some(frame(1, "E_PUB_FAILED PUB failed exiting")), 0, false),
     ] {
         rig!(rig);
-        rig.publish("a");
+        let _ = rig.publish("a");
         rig.connect();
         rig.written();
         if let Some(receive) = &receive {

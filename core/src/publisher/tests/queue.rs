@@ -25,7 +25,7 @@ fn full_refuses_at_once_and_changes_nothing() {
 fn drop_oldest_drops_counts_and_reports_but_never_messages_in_flight() {
     rig!(rig, Config { full: Full::DropOldest, ..Config::new() }, 100, ["one:4150"]);
     for n in 10..30 {
-        rig.publish(&n.to_string());
+        let _ = rig.publish(&n.to_string());
     }
     let counters = rig.publisher.counters();
     assert_eq!(counters.accepted, 20);
@@ -89,7 +89,7 @@ fn a_message_that_expires_in_flight_is_reported_then_and_its_late_response_count
 fn a_message_that_expired_in_flight_is_not_sent_again() {
     rig!(rig);
     rig.connect();
-    with_deadline(&mut rig, 1000);
+    let _ = with_deadline(&mut rig, 1000);
     rig.written();
     rig.wait(1200);
     rig.reconnect();
