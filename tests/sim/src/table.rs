@@ -296,6 +296,12 @@ const RARE: &[(Kind, &[&str], &[Event], &str)] = {
         ),
         (PEER, &["Leaving"], &[WriteError], "leaving lasts only until a few answers have come"),
         (
+            PEER,
+            &["Closing"],
+            &[WriteError],
+            "closing lasts only until the close reaches the other side",
+        ),
+        (
             NODE,
             &["Closing"],
             &[WriteError],
