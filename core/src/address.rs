@@ -61,27 +61,93 @@ impl fmt::Display for AddressError {
 
 impl core::error::Error for AddressError {}
 
+/// An [`Address`](crate::address::Address) that is checked when the program is compiled.
+///
+/// The argument is a constant: a literal, or an `env!`. A program with an invalid address does not
+/// compile, and the reason is in the error. In a `static` it takes no RAM:
+///
+/// ```
+/// use nanonsq_core::address;
+/// use nanonsq_core::address::Address;
+///
+/// static NSQDS: [Address; 2] = [address!("10.0.0.1:4150"), address!("[::1]:4150")];
+/// assert_eq!(NSQDS[0].to_string(), "10.0.0.1:4150");
+/// ```
+///
+/// ```compile_fail,E0080
+/// let nsqd = nanonsq_core::address!("http://10.0.0.1:4150");
+/// ```
+#[macro_export]
+macro_rules! address {
+    ($text:expr) => {
+        const {
+            use $crate::address::AddressError;
+            match $crate::address::Address::from_text($text) {
+                Ok(address) => address,
+                Err(AddressError::MissingPort) => panic!("no port; write host:port"),
+                Err(AddressError::BadPort) => panic!("the port is not a number from 1 to 65535"),
+                Err(AddressError::UnbracketedIpv6) => {
+                    panic!("put an IPv6 address into brackets, as in [::1]:4150")
+                }
+                Err(AddressError::HostTooLong { .. }) => panic!("the host has more than 96 bytes"),
+                Err(_) => panic!("not a host; write host:port, without http:// and without a path"),
+            }
+        }
+    };
+}
+
 impl Address {
     /// Creates an address from its parts. An IPv6 literal is passed without brackets.
-    ///
-    /// An address that is known at compile time costs no RAM:
-    ///
-    /// ```
-    /// use nanonsq_core::address::Address;
-    ///
-    /// const NSQD: Address = match Address::new("10.0.0.1", 4150) {
-    ///     Ok(address) => address,
-    ///     Err(_) => panic!("not an address"),
-    /// };
-    /// static NSQDS: [Address; 1] = [NSQD];
-    /// assert_eq!(NSQDS[0].to_string(), "10.0.0.1:4150");
-    /// ```
+    /// Usable in constants.
     pub const fn new(host: &str, port: u16) -> Result<Self, AddressError> {
+        Self::from_parts(host.as_bytes(), port)
+    }
+
+    /// Parses `host:port`, as `str::parse` does. Usable in constants: see
+    /// [`address!`](crate::address!).
+    pub const fn from_text(text: &str) -> Result<Self, AddressError> {
+        let text = text.as_bytes();
+        if contains(text, b'/') {
+            return Err(AddressError::BadHost);
+        }
+        // The port is read from its last digit, up to the colon.
+        let (mut rest, mut port, mut unit, mut is_number) = (text, 0_u32, 1_u32, true);
+        let host = loop {
+            let Some((&byte, front)) = rest.split_last() else {
+                return Err(AddressError::MissingPort);
+            };
+            if byte == b':' {
+                break front;
+            }
+            is_number &= byte.is_ascii_digit();
+            let digit = byte.wrapping_sub(b'0') as u32;
+            port = port.saturating_add(unit.saturating_mul(digit));
+            unit = unit.saturating_mul(10);
+            rest = front;
+        };
+        let host = match host {
+            [b'[', literal @ .., b']'] => literal,
+            // `[::1]` without a port is split inside the brackets.
+            [b'[', ..] => return Err(AddressError::MissingPort),
+            _ if contains(host, b':') => return Err(AddressError::UnbracketedIpv6),
+            _ => host,
+        };
+        if unit == 1 {
+            return Err(AddressError::MissingPort);
+        }
+        if !is_number || port > u16::MAX as u32 {
+            return Err(AddressError::BadPort);
+        }
+        Self::from_parts(host, port as u16)
+    }
+
+    /// Checks the parts. The bytes of the host are those of a whole `str`.
+    const fn from_parts(host: &[u8], port: u16) -> Result<Self, AddressError> {
         if host.is_empty() {
             return Err(AddressError::EmptyHost);
         }
         let mut address = Self { port, len: host.len() as u8, host: [0; HOST_MAX] };
-        let mut from = host.as_bytes();
+        let mut from = host;
         let mut to: &mut [u8] = &mut address.host;
         while let Some((&byte, rest)) = from.split_first() {
             if byte <= b' ' || matches!(byte, 0x7f | b'/' | b'[' | b']') {
@@ -125,33 +191,22 @@ impl Address {
     }
 }
 
+const fn contains(text: &[u8], wanted: u8) -> bool {
+    let mut text = text;
+    while let Some((&byte, rest)) = text.split_first() {
+        if byte == wanted {
+            return true;
+        }
+        text = rest;
+    }
+    false
+}
+
 impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        if text.contains('/') {
-            return Err(AddressError::BadHost);
-        }
-        // Not `rsplit_once`: the compiler does not see that its search cannot panic.
-        let colon = text.bytes().rposition(|byte| byte == b':').ok_or(AddressError::MissingPort)?;
-        let (host, port) = text.split_at_checked(colon).ok_or(AddressError::MissingPort)?;
-        let port = port.get(1..).unwrap_or_default();
-        let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-            Some(literal) => literal,
-            // `[::1]` without a port splits inside the brackets.
-            None if host.starts_with('[') => return Err(AddressError::MissingPort),
-            None if host.contains(':') => return Err(AddressError::UnbracketedIpv6),
-            None => host,
-        };
-        // `u16::from_str` accepts "+1".
-        if port.is_empty() || port.bytes().any(|b| !b.is_ascii_digit()) {
-            return Err(if port.is_empty() {
-                AddressError::MissingPort
-            } else {
-                AddressError::BadPort
-            });
-        }
-        Self::new(host, port.parse().map_err(|_| AddressError::BadPort)?)
+        Self::from_text(text)
     }
 }
 
@@ -228,6 +283,7 @@ mod tests {
             ("h:0", BadPort),
             ("h:65536", BadPort),
             ("h:+1", BadPort),
+            ("h:4294967297", BadPort),
             ("h:4150x", BadPort),
             ("http://h:4150", BadHost),
             ("h:4150/", BadHost),

@@ -2,7 +2,8 @@
 //!
 //! NSQ allows `^[.a-zA-Z0-9_-]+(#ephemeral)?$` with 1 to 64 bytes *including* the suffix
 //! (nsq `internal/protocol/names.go`). A value of these types has passed that check, so no
-//! encoder has to check, or escape, a name again.
+//! encoder has to check, or escape, a name again. [`topic!`](crate::topic) and
+//! [`channel!`](crate::channel) check a name when the program is compiled.
 //!
 //! RAM: 65 bytes each.
 
@@ -197,6 +198,64 @@ name_type! {
 name_type! {
     /// The name of a channel, an independent copy of its topic's messages.
     ChannelName
+}
+
+/// A [`TopicName`](crate::name::TopicName) that is checked when the program is compiled.
+///
+/// The argument is a constant: a literal, or an `env!`. A program with an invalid name does not
+/// compile, and the reason is in the error.
+///
+/// ```
+/// use nanonsq_core::name::TopicName;
+///
+/// const READINGS: TopicName = nanonsq_core::topic!("readings");
+/// assert_eq!(READINGS.as_str(), "readings");
+/// ```
+///
+/// ```compile_fail,E0080
+/// let topic = nanonsq_core::topic!("room 7");
+/// ```
+#[macro_export]
+macro_rules! topic {
+    ($name:expr) => {
+        $crate::__name!(TopicName, $name)
+    };
+}
+
+/// A [`ChannelName`](crate::name::ChannelName) that is checked when the program is compiled, as
+/// [`topic!`](crate::topic).
+///
+/// ```
+/// let channel = nanonsq_core::channel!("archive#ephemeral");
+/// assert!(channel.is_ephemeral());
+/// ```
+///
+/// ```compile_fail,E0080
+/// let channel = nanonsq_core::channel!("");
+/// ```
+#[macro_export]
+macro_rules! channel {
+    ($name:expr) => {
+        $crate::__name!(ChannelName, $name)
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __name {
+    ($type:ident, $name:expr) => {
+        const {
+            use $crate::name::NameError;
+            match $crate::name::$type::new($name) {
+                Ok(name) => name,
+                Err(NameError::Empty) => panic!("the name is empty"),
+                Err(NameError::TooLong { .. }) => panic!("the name has more than 64 bytes"),
+                Err(_) => panic!(
+                    "a name is made of letters, digits, '.', '_', '-' and may end in #ephemeral"
+                ),
+            }
+        }
+    };
 }
 
 impl TopicName {

@@ -14,8 +14,9 @@ use serde_json::{Map, Value};
 
 use crate::project;
 
-/// The most items. A new item should replace an old one.
-const ITEMS_MAX: usize = 450;
+/// The most items. A new item should replace an old one. 450, and 25 for what application programmers
+/// need: names checked at compile time, and transports over any byte stream.
+const ITEMS_MAX: usize = 475;
 
 /// The committed listing.
 const LISTING: &str = "docs/api.txt";

@@ -12,13 +12,11 @@
 //! use nanonsq_core::drive::publisher;
 //! use nanonsq_core::name::TopicName;
 //! use nanonsq_core::publisher::Config;
+//! use nanonsq_core::{address, topic};
 //! use nanonsq_embassy::{EmbassySleep, NoopRawMutex, Sockets, TcpDialer, TcpStorage};
 //!
 //! const SOCKETS: usize = Sockets { dhcp: true, publishers: 1, ..Sockets::NONE }.count();
-//! const TOPIC: TopicName = match TopicName::new("readings") {
-//!     Ok(topic) => topic,
-//!     Err(_) => panic!(),
-//! };
+//! const TOPIC: TopicName = topic!("readings");
 //!
 //! async fn node(driver: impl Driver, seed: u64) {
 //!     let mut resources = StackResources::<SOCKETS>::new();
@@ -26,7 +24,7 @@
 //!     let (stack, mut net) = embassy_net::new(driver, network, &mut resources, seed);
 //!
 //!     let config = Config { client_id: "greenhouse-7", seed: seed as u32, ..Config::new() };
-//!     let nsqds = ["nsqd.example:4150".parse().expect("host:port")];
+//!     let nsqds = [address!("nsqd.example:4150")];
 //!     let mut tcp = TcpStorage::<512, 1536>::new();
 //!     let mut outbox = [0; 4096];
 //!     let mut shared = publisher::Resources::<NoopRawMutex>::new();

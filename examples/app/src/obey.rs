@@ -7,6 +7,7 @@ use embassy_futures::join::join3;
 use embassy_futures::select::{Either, select};
 use embassy_sync::blocking_mutex::raw::RawMutex;
 use heapless::String;
+use nanonsq_core::channel;
 use nanonsq_core::consumer::{
     AnswerError, Config, ConnectionEvent, Event, LookupdEvent, MessageHead, TooLarge,
 };
@@ -23,10 +24,7 @@ use crate::reported::Reported;
 use crate::{NSQDS_REPORTED, Network, Node, millis};
 
 /// The channel on which a device consumes its commands.
-const CHANNEL: ChannelName = match ChannelName::new("device") {
-    Ok(channel) => channel,
-    Err(_) => panic!("a channel's name"),
-};
+const CHANNEL: ChannelName = channel!("device");
 
 /// The longest text of a reply, in bytes.
 const TEXT_MAX: usize = 160;

@@ -9,6 +9,7 @@ use heapless::{String, Vec};
 use nanonsq_core::address::Address;
 use nanonsq_core::name::TopicName;
 use nanonsq_core::time::Span;
+use nanonsq_core::topic;
 
 pub use value::Wrong;
 use value::{
@@ -428,13 +429,6 @@ impl fmt::Debug for Settings {
 /// The longest value of a setting as text, in bytes.
 const VALUE_MAX: usize = 320;
 
-const READINGS: TopicName = constant("readings");
-const REPORTS: TopicName = constant("reports");
-const REPLIES: TopicName = constant("replies");
-
-const fn constant(name: &str) -> TopicName {
-    match TopicName::new(name) {
-        Ok(topic) => topic,
-        Err(_) => panic!("a topic's name"),
-    }
-}
+const READINGS: TopicName = topic!("readings");
+const REPORTS: TopicName = topic!("reports");
+const REPLIES: TopicName = topic!("replies");

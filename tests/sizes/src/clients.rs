@@ -8,9 +8,10 @@ use nanonsq_core::address::Address;
 use nanonsq_core::consumer;
 use nanonsq_core::drive;
 use nanonsq_core::drive::registration;
-use nanonsq_core::name::{ChannelName, TopicName};
+use nanonsq_core::name::TopicName;
 use nanonsq_core::publisher::{self, Outcome};
 use nanonsq_core::registration::{Config, NodeInfo};
+use nanonsq_core::{address, channel, topic};
 
 use crate::platform::{Clock, LinkDialer};
 use crate::{consumed, done, next_message};
@@ -36,30 +37,17 @@ pub const RING: usize = MESSAGES * 64;
 /// The most nsqds from an nsqlookupd.
 pub const FOUND: usize = CONNECTIONS;
 
-pub(crate) const TOPIC: TopicName = match TopicName::new("sensors-temp") {
-    Ok(topic) => topic,
-    Err(_) => panic!("a topic's name"),
-};
-static NSQDS: [Address; 1] = [address("10.0.0.1", 4150)];
+pub(crate) const TOPIC: TopicName = topic!("sensors-temp");
+static NSQDS: [Address; 1] = [address!("10.0.0.1:4150")];
 static COMMAND_NSQDS: [Address; CONNECTIONS] =
-    [address("10.0.0.1", 4250), address("10.0.0.1", 4251)];
-static COMMAND_LOOKUPDS: [Address; 1] = [address("10.0.0.2", 4261)];
+    [address!("10.0.0.1:4250"), address!("10.0.0.1:4251")];
+static COMMAND_LOOKUPDS: [Address; 1] = [address!("10.0.0.2:4261")];
 pub(crate) static NSQLOOKUPDS: [Address; 2] =
-    [address("10.0.0.2", 4160), address("10.0.0.2", 4161)];
-
-const fn address(host: &str, port: u16) -> Address {
-    match Address::new(host, port) {
-        Ok(address) => address,
-        Err(_) => panic!("an address"),
-    }
-}
+    [address!("10.0.0.2:4160"), address!("10.0.0.2:4161")];
 
 const CONFIG: publisher::Config<'static> = publisher::Config::new();
 const COMMANDS: consumer::Config<'static> =
-    match (TopicName::new("commands"), ChannelName::new("device")) {
-        (Ok(topic), Ok(channel)) => consumer::Config::new(topic, channel),
-        _ => panic!("names"),
-    };
+    consumer::Config::new(topic!("commands"), channel!("device"));
 pub(crate) const NODE: Config<'static> = Config::new(NodeInfo {
     broadcast_address: "10.0.0.9",
     hostname: "device",
