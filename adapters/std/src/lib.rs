@@ -1,8 +1,12 @@
-//! nanonsq on desktops: tokio's sockets, DNS and time for [`nanonsq_core::drive`].
+//! nanonsq on desktops, on tokio.
 //!
-//! This crate has no NSQ logic: [`nanonsq_core`] documents behaviour and use. The roles are
-//! features: `full` (default) or some of `publisher`, `consumer`, `registration`, `nsqd` and
-//! `nsqlookupd`. `log` (default) turns on traces.
+//! [`Publisher`] owns its memory and runs in a task of its own. It is made of what programs with
+//! other needs use themselves: [`nanonsq_core::drive`], which borrows its memory, and this crate's
+//! sockets, DNS and time for it.
+//!
+//! This crate has no NSQ logic: [`nanonsq_core`] documents behaviour. The roles are features:
+//! `full` (default) or some of `publisher`, `consumer`, `registration`, `nsqd` and `nsqlookupd`.
+//! `log` (default) turns on the log: connections at level info, each change of state at trace.
 //!
 //! # Connections
 //!
@@ -14,6 +18,13 @@
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(feature = "publisher")]
+mod client;
+#[cfg(feature = "publisher")]
+mod publisher;
+#[cfg(feature = "publisher")]
+mod setting;
 
 use std::future::Future;
 use std::io::{self, ErrorKind, IoSlice};
@@ -34,6 +45,13 @@ use tokio::net::{TcpSocket, TcpStream, ToSocketAddrs};
 
 pub use embassy_sync::blocking_mutex::raw::{CriticalSectionRawMutex, NoopRawMutex};
 pub use nanonsq_core as core;
+
+#[cfg(feature = "publisher")]
+pub use client::Undelivered;
+#[cfg(feature = "publisher")]
+pub use publisher::{NotAcknowledged, Options, PublishError, Publisher, PublisherBuilder, Receipt};
+#[cfg(feature = "publisher")]
+pub use setting::StartError;
 
 /// TCP keepalive: time without a packet before the first probe, and between probes.
 const KEEPALIVE: Duration = Duration::from_secs(15);

@@ -1,0 +1,73 @@
+//! What builders share: settings are collected, and what is wrong is said at the start.
+
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::time::Duration;
+
+use nanonsq_core::address::Address;
+use nanonsq_core::time::Span;
+
+/// Why a client did not start.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A setting is wrong; the text says which and why.
+    Setting(String),
+    /// A port cannot be listened on.
+    Listen {
+        /// The address that was given.
+        address: String,
+        /// The operating system's error.
+        why: std::io::Error,
+    },
+    /// This is not called on a tokio runtime.
+    NoRuntime,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Setting(what) => f.write_str(what),
+            Self::Listen { address, why } => write!(f, "cannot listen on {address}: {why}"),
+            Self::NoRuntime => f.write_str("there is no tokio runtime here: call this in a task"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// The first setting that is wrong.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Settings(Option<String>);
+
+impl Settings {
+    pub(crate) fn wrong(&mut self, what: String) {
+        self.0.get_or_insert(what);
+    }
+
+    /// Adds an address to `addresses`.
+    pub(crate) fn address<A>(&mut self, of: &str, address: A, addresses: &mut Vec<Address>)
+    where
+        A: TryInto<Address, Error: fmt::Display>,
+    {
+        match address.try_into() {
+            Ok(address) => addresses.push(address),
+            Err(why) => self.wrong(format!("address {} of {of}: {why}", addresses.len() + 1)),
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), StartError> {
+        self.0.clone().map_or(Ok(()), |what| Err(StartError::Setting(what)))
+    }
+}
+
+/// Returns a time in milliseconds, the longest that there is if it is longer.
+pub(crate) fn span(time: Duration) -> Span {
+    Span::from_millis(u32::try_from(time.as_millis()).unwrap_or(u32::MAX))
+}
+
+/// Returns a number that differs from process to process and from call to call.
+pub(crate) fn random() -> u32 {
+    RandomState::new().build_hasher().finish() as u32
+}
