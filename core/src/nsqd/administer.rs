@@ -1,7 +1,7 @@
 //! Administers topics and channels for the application, like nsqd's HTTP endpoints.
 
 use super::table::Origin;
-use super::{Nsqd, NsqdError};
+use super::{Index, Nsqd, NsqdError};
 use crate::name::{ChannelName, TopicName};
 use crate::time::Instant;
 
@@ -93,11 +93,11 @@ impl Nsqd<'_> {
         Ok(())
     }
 
-    fn topic_at(&self, topic: &TopicName) -> Result<u8, NsqdError> {
+    fn topic_at(&self, topic: &TopicName) -> Result<Index, NsqdError> {
         self.shared.find_topic(topic).ok_or(NsqdError::NoTopic)
     }
 
-    fn channel_at(&self, topic: &TopicName, channel: &ChannelName) -> Result<u8, NsqdError> {
+    fn channel_at(&self, topic: &TopicName, channel: &ChannelName) -> Result<Index, NsqdError> {
         let at = self.topic_at(topic)?;
         self.shared.find_channel(at, channel).ok_or(NsqdError::NoChannel)
     }

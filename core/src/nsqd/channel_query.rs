@@ -8,7 +8,7 @@
 
 use super::engine::Shared;
 use super::table::{NONE, Origin};
-use super::{Event, Nsqd};
+use super::{Event, Index, Nsqd};
 use crate::address::Address;
 use crate::name::{ChannelName, NAME_MAX};
 use crate::session::lookupd_query::LookupdQuery;
@@ -191,14 +191,14 @@ impl ChannelQuerySession<'_, '_> {
             return;
         }
         let present = self.present();
-        for at in 0..self.shared.topics.len() as u8 {
+        for at in 0..self.shared.topics.len() as Index {
             self.shared.ask_only(now, at, present);
         }
         self.shared.holds = self.shared.is_holding();
     }
 
     /// Returns the next query: a topic and an nsqlookupd.
-    fn next(&self) -> Option<(u8, u8)> {
+    fn next(&self) -> Option<(Index, u8)> {
         // First ask those whose last query succeeded, for all topics.
         for among in [!self.query.failed, u8::MAX] {
             for (at, topic) in (0..NONE).zip(&*self.shared.topics) {

@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use super::Index;
 use super::arena::{BLOCK_MIN, DELAY_MAX_MS, Layout};
 use crate::time::Span;
 use crate::wire::nsqd::Limits;
@@ -145,7 +146,7 @@ impl Config<'_> {
         if ms > DELAY_MAX_MS {
             return Err(ConfigError::ReqTimeout { ms });
         }
-        let most = usize::from(u8::MAX);
+        let most = usize::from(Index::MAX);
         for count in [topics, channels, clients] {
             if count == 0 || count >= most {
                 return Err(ConfigError::Tables { count });

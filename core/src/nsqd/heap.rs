@@ -17,6 +17,7 @@
 #[cfg(test)]
 mod tests;
 
+use super::Block;
 use super::arena::{Arena, NIL};
 use crate::time::Instant;
 
@@ -24,8 +25,8 @@ use crate::time::Instant;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Heap {
     /// The message that is due first.
-    pub(super) top: u16,
-    pub(super) len: u16,
+    pub(super) top: Block,
+    pub(super) len: Block,
 }
 
 impl Heap {
@@ -35,7 +36,7 @@ impl Heap {
     pub(super) const ZERO: Self = Self { top: 0, len: 0 };
 
     /// Inserts a message.
-    pub(super) fn insert(&mut self, store: &mut Arena<'_>, message: u16, lane: u8, due: Instant) {
+    pub(super) fn insert(&mut self, store: &mut Arena<'_>, message: Block, lane: u8, due: Instant) {
         store.set_due(message, lane, due);
         store.set_child(message, lane, NIL);
         self.top = meld(store, lane, self.top, message);
@@ -44,7 +45,7 @@ impl Heap {
     }
 
     /// Removes the message that is due first.
-    pub(super) fn pop(&mut self, store: &mut Arena<'_>, lane: u8) -> Option<u16> {
+    pub(super) fn pop(&mut self, store: &mut Arena<'_>, lane: u8) -> Option<Block> {
         let message = self.top;
         if message == NIL {
             return None;
@@ -55,7 +56,7 @@ impl Heap {
 
     /// Removes a message of the heap. Its children and siblings are melded in pairs, and the pairs
     /// into one: so the next removal has few to meld.
-    pub(super) fn remove(&mut self, store: &mut Arena<'_>, message: u16, lane: u8) {
+    pub(super) fn remove(&mut self, store: &mut Arena<'_>, message: Block, lane: u8) {
         let parent = self.parent(store, message, lane);
         let mut pairs = self.meld_pairs(store, lane, store.child(message, lane), NIL, NIL);
         if parent != NIL {
@@ -90,8 +91,8 @@ impl Heap {
         &self,
         store: &Arena<'_>,
         lane: u8,
-        may_go: impl Fn(u16) -> bool,
-    ) -> Option<u16> {
+        may_go: impl Fn(Block) -> bool,
+    ) -> Option<Block> {
         let mut first = None;
         let mut walk = self.walk();
         while let Some(message) = walk.message() {
@@ -111,7 +112,7 @@ impl Heap {
     }
 
     /// Returns the parent of a message, or [`NIL`].
-    fn parent(&self, store: &Arena<'_>, message: u16, lane: u8) -> u16 {
+    fn parent(&self, store: &Arena<'_>, message: Block, lane: u8) -> Block {
         let mut at = message;
         for _ in 0..self.len {
             let (next, is_last) = store.sibling(at, lane);
@@ -129,10 +130,10 @@ impl Heap {
         &self,
         store: &mut Arena<'_>,
         lane: u8,
-        first: u16,
-        except: u16,
-        mut pairs: u16,
-    ) -> u16 {
+        first: Block,
+        except: Block,
+        mut pairs: Block,
+    ) -> Block {
         let (mut at, mut odd) = (first, NIL);
         for _ in 0..self.len {
             if at == NIL {
@@ -162,14 +163,14 @@ impl Heap {
 /// A walk through a [`Heap`], which must not change meanwhile.
 #[derive(Debug)]
 pub(super) struct Walk {
-    at: u16,
+    at: Block,
     /// The steps that are left before the walk ends, whatever the links are.
     steps: u32,
 }
 
 impl Walk {
     /// Returns the message that the walk is at; `None` at the end.
-    pub(super) fn message(&self) -> Option<u16> {
+    pub(super) fn message(&self) -> Option<Block> {
         (self.at != NIL).then_some(self.at)
     }
 
@@ -200,7 +201,7 @@ impl Walk {
 
 /// Makes the later of two heaps the first child of the other, and returns that. Its sibling is not
 /// set.
-fn meld(store: &mut Arena<'_>, lane: u8, one: u16, other: u16) -> u16 {
+fn meld(store: &mut Arena<'_>, lane: u8, one: Block, other: Block) -> Block {
     if one == NIL || other == NIL {
         return if one == NIL { other } else { one };
     }
@@ -214,7 +215,7 @@ fn meld(store: &mut Arena<'_>, lane: u8, one: u16, other: u16) -> u16 {
 }
 
 /// Returns whether one is due before the other or, at the same time, was published before it.
-fn is_before(store: &Arena<'_>, lane: u8, one: u16, other: u16) -> bool {
+fn is_before(store: &Arena<'_>, lane: u8, one: Block, other: Block) -> bool {
     let (due, due_other) = (store.due_after_base(one, lane), store.due_after_base(other, lane));
     if due == due_other {
         return (store.sequence(one).wrapping_sub(store.sequence(other)) as i32) < 0;

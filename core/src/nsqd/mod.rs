@@ -148,6 +148,12 @@ use engine::Shared;
 use http::Http;
 use table::Channel;
 
+/// The number of a block or message in the store, or a count of them.
+type Block = u16;
+
+/// The number of a topic, channel or client, or a count of them.
+type Index = u8;
+
 /// The longest deferral: one hour, the default of nsqd's `--max-req-timeout`.
 pub const DEFER_MAX: Span = Span::from_secs(3600);
 
@@ -196,7 +202,7 @@ impl<'a> Nsqd<'a> {
     /// Returns the session of client connection `index`; `None` from [`clients`](Self::clients) on.
     pub fn client(&mut self, index: usize) -> Option<ClientSession<'_, 'a>> {
         let client = self.clients.get_mut(index)?;
-        Some(ClientSession { client, shared: &mut self.shared, id: index as u8 })
+        Some(ClientSession { client, shared: &mut self.shared, id: index as Index })
     }
 
     /// Sets the Unix time at `now`, in nanoseconds. Until the first call, timestamps of messages
@@ -210,7 +216,7 @@ impl<'a> Nsqd<'a> {
     /// Counts the deferred messages that are due as waiting, in all channels. Sessions do this for
     /// their own channel; call it before [`channels`](Self::channels) for channels without clients.
     pub fn tick(&mut self, now: Instant) {
-        for channel in 0..self.shared.channels.len() as u8 {
+        for channel in 0..self.shared.channels.len() as Index {
             self.shared.release_due(now, channel);
         }
     }
@@ -255,7 +261,7 @@ impl<'a> Nsqd<'a> {
     #[cfg(feature = "async")]
     pub(crate) fn has_work_for(&self, index: usize) -> bool {
         self.clients.get(index).is_some_and(Client::waits_for_room)
-            || self.shared.has_work_for(index as u8)
+            || self.shared.has_work_for(index as Index)
     }
 
     /// Returns a number that changes whenever a topic or channel is created or deleted. The owner
@@ -329,7 +335,7 @@ impl<'a> Nsqd<'a> {
 
     /// Returns the status of client `index`; `None` if it is not connected.
     pub fn status(&self, index: usize) -> Option<ClientStatus<'_>> {
-        self.clients.get(index)?.status(&self.shared, index as u8)
+        self.clients.get(index)?.status(&self.shared, index as Index)
     }
 
     /// Returns the status of all connected clients.

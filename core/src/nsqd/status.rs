@@ -2,6 +2,7 @@
 
 use core::net::SocketAddr;
 
+use super::Index;
 use super::table::{NONE, Topic};
 use crate::name::{ChannelName, TopicName};
 
@@ -118,7 +119,7 @@ pub struct ClientStatus<'s> {
     pub finished: u64,
     /// The total of the client's REQs.
     pub requeued: u64,
-    pub(super) pubs: &'s [(u8, u32)],
+    pub(super) pubs: &'s [(Index, u32)],
     pub(super) topics: &'s [Topic],
 }
 

@@ -5,19 +5,20 @@ use crate::time::{Instant, Span};
 
 use super::arena::{Arena, NIL};
 use super::heap::Heap;
+use super::{Block, Index};
 
 /// The number of topics for which a client's published messages are counted.
 pub(super) const PUB_COUNTS_MAX: usize = 4;
 
 /// The index of no topic, channel or client.
-pub(super) const NONE: u8 = u8::MAX;
+pub(super) const NONE: Index = Index::MAX;
 
 /// A linked list of messages, through their own link or the link of one lane.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct List {
-    pub(super) first: u16,
-    pub(super) last: u16,
-    pub(super) len: u16,
+    pub(super) first: Block,
+    pub(super) last: Block,
+    pub(super) len: Block,
 }
 
 impl List {
@@ -27,7 +28,7 @@ impl List {
     const ZERO: Self = Self { first: 0, last: 0, len: 0 };
 
     /// Appends a message, through the messages' own link.
-    pub(super) fn push(&mut self, store: &mut Arena<'_>, message: u16) {
+    pub(super) fn push(&mut self, store: &mut Arena<'_>, message: Block) {
         store.set_next(message, NIL);
         if self.first == NIL {
             self.first = message;
@@ -39,7 +40,7 @@ impl List {
     }
 
     /// Removes the first message, through the messages' own link.
-    pub(super) fn pop(&mut self, store: &Arena<'_>) -> Option<u16> {
+    pub(super) fn pop(&mut self, store: &Arena<'_>) -> Option<Block> {
         let message = self.first;
         if message == NIL {
             return None;
@@ -50,7 +51,7 @@ impl List {
     }
 
     /// Removes a message of the list, through the messages' own link.
-    pub(super) fn unlink(&mut self, store: &mut Arena<'_>, message: u16) {
+    pub(super) fn unlink(&mut self, store: &mut Arena<'_>, message: Block) {
         if self.first == message {
             let _ = self.pop(store);
             return;
@@ -71,7 +72,7 @@ impl List {
     }
 
     /// Appends a message, through the link of a lane.
-    pub(super) fn push_lane(&mut self, store: &mut Arena<'_>, message: u16, lane: u8) {
+    pub(super) fn push_lane(&mut self, store: &mut Arena<'_>, message: Block, lane: u8) {
         store.set_lane_next(message, lane, NIL);
         if self.first == NIL {
             self.first = message;
@@ -83,7 +84,7 @@ impl List {
     }
 
     /// Removes the first message, through the link of a lane.
-    pub(super) fn pop_lane(&mut self, store: &Arena<'_>, lane: u8) -> Option<u16> {
+    pub(super) fn pop_lane(&mut self, store: &Arena<'_>, lane: u8) -> Option<Block> {
         let message = self.first;
         if message == NIL {
             return None;
@@ -94,7 +95,7 @@ impl List {
     }
 
     /// Removes a message of the list, through the link of a lane.
-    pub(super) fn unlink_lane(&mut self, store: &mut Arena<'_>, message: u16, lane: u8) {
+    pub(super) fn unlink_lane(&mut self, store: &mut Arena<'_>, message: Block, lane: u8) {
         if self.first == message {
             let _ = self.pop_lane(store, lane);
             return;
@@ -191,7 +192,7 @@ pub(super) struct Topic {
     /// Messages distributed to the channels, and not passed by all their cursors.
     pub(super) list: List,
     /// The blocks of clients' messages in it.
-    pub(super) theirs: u16,
+    pub(super) theirs: Block,
     /// The last time that a message of it became finished in all channels.
     pub(super) finished: Used,
     pub(super) messages: u64,
@@ -231,7 +232,7 @@ impl Topic {
 pub(super) struct Channel {
     pub(super) name: ChannelName,
     /// The channel's topic; [`NONE`] in a free slot.
-    pub(super) topic: u8,
+    pub(super) topic: Index,
     pub(super) origin: Origin,
     /// The time that it was created, or that a client last left it.
     pub(super) used: Used,
@@ -240,7 +241,7 @@ pub(super) struct Channel {
     /// The index of the channel's lane in the heads of the topic's messages.
     pub(super) lane: u8,
     /// The number of subscribed clients.
-    pub(super) clients: u8,
+    pub(super) clients: Index,
     pub(super) paused: bool,
     /// If new and requeued messages wait, the next delivery is a requeued one.
     pub(super) requeued_next: bool,
@@ -248,9 +249,9 @@ pub(super) struct Channel {
     /// a message leaves flight.
     pub(super) starved: bool,
     /// The first message of the topic's list that the channel has not passed.
-    pub(super) cursor: u16,
+    pub(super) cursor: Block,
     /// The number of messages from the cursor on.
-    pub(super) queued: u16,
+    pub(super) queued: Block,
     pub(super) requeued: List,
     /// Deferred messages.
     pub(super) deferred: Heap,
@@ -324,9 +325,9 @@ pub(super) struct Entry {
     pub(super) delivered: Instant,
     pub(super) sequence: u32,
     /// [`NIL`] in a free slot.
-    pub(super) message: u16,
+    pub(super) message: Block,
     /// The client that has the message in flight.
-    pub(super) owner: u8,
+    pub(super) owner: Index,
 }
 
 impl Entry {
@@ -352,7 +353,7 @@ impl Entry {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Subscription {
     /// The subscribed channel; [`NONE`] without a subscription.
-    pub(super) channel: u8,
+    pub(super) channel: Index,
     /// The client could be sent a message at once, because nothing waits to be written.
     pub(super) idle: bool,
     /// The client's channel was deleted, so its connection has to be closed.
@@ -368,7 +369,7 @@ pub(super) struct Subscription {
     pub(super) finished: u64,
     pub(super) requeued: u64,
     /// Topics that the client published to, with the number of messages.
-    pub(super) pubs: [(u8, u32); PUB_COUNTS_MAX],
+    pub(super) pubs: [(Index, u32); PUB_COUNTS_MAX],
 }
 
 impl Subscription {
@@ -395,7 +396,7 @@ impl Subscription {
         self.in_flight < self.ready
     }
 
-    pub(super) fn count_pubs(&mut self, topic: u8, count: u32) {
+    pub(super) fn count_pubs(&mut self, topic: Index, count: u32) {
         let known = self.pubs.iter().position(|(at, _)| *at == topic);
         let slot = known.or_else(|| self.pubs.iter().position(|(at, _)| *at == NONE));
         if let Some(slot) = slot.and_then(|at| self.pubs.get_mut(at)) {

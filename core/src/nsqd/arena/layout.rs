@@ -1,6 +1,6 @@
 //! Divides the lent slice into blocks, and computes how many of them a message takes.
 
-use super::{BLOCK_MIN, FREE, at};
+use super::{BLOCK_MIN, Block, FREE, Link, at};
 
 /// The most blocks: their numbers are below the marks `FREE` and `NIL`.
 const BLOCKS_MAX: usize = FREE as usize;
@@ -13,7 +13,7 @@ pub(in crate::nsqd) struct Layout {
     /// The length of a message's head in bytes.
     pub(in crate::nsqd) head: u16,
     /// The number of blocks.
-    pub(in crate::nsqd) count: u16,
+    pub(in crate::nsqd) count: Block,
 }
 
 impl Layout {
@@ -30,7 +30,7 @@ impl Layout {
             }
             // The head must leave at least 4 bytes of a block for the body.
             if count <= BLOCKS_MAX && layout.unit() >= head.saturating_add(4) {
-                return Some(Self { count: count as u16, ..layout });
+                return Some(Self { count: count as Block, ..layout });
             }
             shift = shift.saturating_add(1);
         }
@@ -43,11 +43,11 @@ impl Layout {
 
     /// Returns the length of a block and its link in bytes.
     pub(in crate::nsqd) const fn stride(&self) -> usize {
-        self.unit().saturating_add(2)
+        self.unit().saturating_add(size_of::<Link>())
     }
 
     /// Returns the offset of a block. Blocks with numbers below `count` are in the lent slice.
-    pub(in crate::nsqd) const fn start(&self, block: u16) -> usize {
+    pub(in crate::nsqd) const fn start(&self, block: Block) -> usize {
         (block as usize).wrapping_shl(self.shift as u32)
     }
 
@@ -64,7 +64,7 @@ impl Layout {
     }
 
     /// Returns the longest body that fits into `blocks` blocks.
-    pub(in crate::nsqd) const fn longest_in(&self, blocks: u16) -> u32 {
+    pub(in crate::nsqd) const fn longest_in(&self, blocks: Block) -> u32 {
         let bytes = self.start(blocks).saturating_sub(self.head as usize) as u64;
         if bytes > u32::MAX as u64 { u32::MAX } else { bytes as u32 }
     }

@@ -27,33 +27,35 @@
 mod lane;
 mod layout;
 
+use super::{Block, Index};
 use crate::wire::copy;
 
+use lane::LANE_LEN;
 pub(super) use lane::{DELAY_MAX_MS, Lane};
 pub(super) use layout::Layout;
 
 /// The smallest block in bytes.
 pub(super) const BLOCK_MIN: usize = 64;
 
-/// The length of a message's head before its lanes.
-const FIXED: usize = 22;
-
-/// The length of a lane.
-const LANE: usize = 11;
-
 /// The number of no block and no message.
-pub(super) const NIL: u16 = u16::MAX;
+pub(super) const NIL: Block = Block::MAX;
 
 /// Marks a free block in its link.
-const FREE: u16 = u16::MAX - 1;
+const FREE: Block = Block::MAX - 1;
 
+/// The link of a block.
+type Link = [u8; size_of::<Block>()];
+
+// The offsets in a message's head.
 const NEXT: usize = 0;
-const REFS: usize = 2;
-const LEN: usize = 4;
-const SEQUENCE: usize = 8;
-const TIME: usize = 12;
-const TOPIC: usize = 20;
-const FLAGS: usize = 21;
+const REFS: usize = NEXT + size_of::<Block>();
+const LEN: usize = REFS + 2;
+const SEQUENCE: usize = LEN + 4;
+const TIME: usize = SEQUENCE + 4;
+const TOPIC: usize = TIME + 8;
+const FLAGS: usize = TOPIC + size_of::<Index>();
+/// The length of the head before its lanes.
+const FIXED: usize = FLAGS + 1;
 
 /// The message is in its topic's list.
 const LISTED: u8 = 1;
@@ -67,7 +69,7 @@ const ANSWERED: u8 = 8;
 /// A position in a body that is being filled or read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cursor {
-    block: u16,
+    block: Block,
     /// The offset in the block, in bytes.
     at: u32,
     /// The rest of the body, in bytes.
@@ -85,20 +87,20 @@ impl Cursor {
 #[derive(Debug)]
 pub(super) struct Arena<'a> {
     blocks: &'a mut [u8],
-    links: &'a mut [[u8; 2]],
+    links: &'a mut [Link],
     layout: Layout,
-    free: u16,
+    free: Block,
     /// The number of free blocks that are reserved.
-    reserved: u16,
+    reserved: Block,
     /// The block at which the search for a free one begins.
-    rover: u16,
+    rover: Block,
     /// A time in units of 65.536 s. No due time of a lane is before it.
     base: u32,
 }
 
 impl<'a> Arena<'a> {
     pub(super) fn new(slice: &'a mut [u8], layout: Layout) -> Self {
-        let count = usize::from(layout.count);
+        let count = layout.count as usize;
         let (blocks, rest) =
             slice.split_at_mut_checked(layout.start(layout.count)).unwrap_or_default();
         let (links, _) = rest.as_chunks_mut();
@@ -111,20 +113,20 @@ impl<'a> Arena<'a> {
         self.layout
     }
 
-    pub(super) const fn capacity(&self) -> u16 {
+    pub(super) const fn capacity(&self) -> Block {
         self.layout.count
     }
 
-    pub(super) const fn free(&self) -> u16 {
+    pub(super) const fn free(&self) -> Block {
         self.free
     }
 
-    pub(super) const fn reserved(&self) -> u16 {
+    pub(super) const fn reserved(&self) -> Block {
         self.reserved
     }
 
     /// Reserves `blocks` blocks. Returns false if fewer are free, not counting `kept` ones.
-    pub(super) fn reserve(&mut self, blocks: u16, kept: u16) -> bool {
+    pub(super) fn reserve(&mut self, blocks: Block, kept: Block) -> bool {
         let fits = blocks <= self.free.saturating_sub(self.reserved).saturating_sub(kept);
         if fits {
             self.reserved = self.reserved.saturating_add(blocks);
@@ -133,7 +135,7 @@ impl<'a> Arena<'a> {
     }
 
     /// Releases reserved blocks.
-    pub(super) fn release(&mut self, promised: &mut u16) {
+    pub(super) fn release(&mut self, promised: &mut Block) {
         self.reserved = self.reserved.saturating_sub(*promised);
         *promised = 0;
     }
@@ -144,10 +146,10 @@ impl<'a> Arena<'a> {
     pub(super) fn take(
         &mut self,
         len: u32,
-        promised: &mut u16,
-        kept: u16,
-    ) -> Option<(u16, Cursor)> {
-        let count = u16::try_from(self.layout.blocks(len)).ok()?;
+        promised: &mut Block,
+        kept: Block,
+    ) -> Option<(Block, Cursor)> {
+        let count = Block::try_from(self.layout.blocks(len)).ok()?;
         let unpromised = self.free.saturating_sub(self.reserved).saturating_sub(kept);
         let free = unpromised.saturating_add(*promised);
         if count == 0 || count > free {
@@ -178,7 +180,7 @@ impl<'a> Arena<'a> {
     }
 
     /// Returns how many more blocks a message takes with a body that is `more` bytes longer.
-    pub(super) fn missing(&self, message: u16, more: u32) -> u32 {
+    pub(super) fn missing(&self, message: Block, more: u32) -> u32 {
         let len = self.len(message);
         let after = self.layout.blocks(len.saturating_add(more));
         after.saturating_sub(self.layout.blocks(len))
@@ -186,7 +188,7 @@ impl<'a> Arena<'a> {
 
     /// Takes blocks for `more` bytes of a body that is filled to its end. Returns false if too few
     /// blocks are free, not counting `kept` ones.
-    pub(super) fn grow(&mut self, message: u16, to: &mut Cursor, more: u32, kept: u16) -> bool {
+    pub(super) fn grow(&mut self, message: Block, to: &mut Cursor, more: u32, kept: Block) -> bool {
         let count = self.missing(message, more);
         let unpromised = self.free.saturating_sub(self.reserved).saturating_sub(kept);
         if count > unpromised.into() {
@@ -208,7 +210,7 @@ impl<'a> Arena<'a> {
     }
 
     /// Frees a message's blocks.
-    pub(super) fn give(&mut self, message: u16) {
+    pub(super) fn give(&mut self, message: Block) {
         let mut block = message;
         // The bound holds even if the links are wrong.
         for _ in 0..self.layout.count {
@@ -273,131 +275,130 @@ impl<'a> Arena<'a> {
     }
 
     /// Returns a cursor at the start of a message's body.
-    pub(super) fn body(&self, message: u16) -> Cursor {
+    pub(super) fn body(&self, message: Block) -> Cursor {
         Cursor { block: message, at: self.layout.head.into(), left: self.len(message) }
     }
 
-    pub(super) fn len(&self, message: u16) -> u32 {
+    pub(super) fn len(&self, message: Block) -> u32 {
         u32::from_ne_bytes(self.get(message, LEN))
     }
 
     /// Returns the next message of the same list.
-    pub(super) fn next(&self, message: u16) -> u16 {
-        u16::from_ne_bytes(self.get(message, NEXT))
+    pub(super) fn next(&self, message: Block) -> Block {
+        Block::from_ne_bytes(self.get(message, NEXT))
     }
 
-    pub(super) fn set_next(&mut self, message: u16, next: u16) {
+    pub(super) fn set_next(&mut self, message: Block, next: Block) {
         self.put(message, NEXT, next.to_ne_bytes());
     }
 
     /// Returns the number of references: channels that are not done with the message, clients to
     /// which it is being written, and the topic while it holds the message.
-    pub(super) fn refs(&self, message: u16) -> u16 {
+    pub(super) fn refs(&self, message: Block) -> u16 {
         u16::from_ne_bytes(self.get(message, REFS))
     }
 
-    pub(super) fn set_refs(&mut self, message: u16, refs: u16) {
+    pub(super) fn set_refs(&mut self, message: Block, refs: u16) {
         self.put(message, REFS, refs.to_ne_bytes());
     }
 
-    pub(super) fn sequence(&self, message: u16) -> u32 {
+    pub(super) fn sequence(&self, message: Block) -> u32 {
         u32::from_ne_bytes(self.get(message, SEQUENCE))
     }
 
-    pub(super) fn timestamp(&self, message: u16) -> i64 {
+    pub(super) fn timestamp(&self, message: Block) -> i64 {
         i64::from_ne_bytes(self.get(message, TIME))
     }
 
-    pub(super) fn topic(&self, message: u16) -> u8 {
-        let [topic] = self.get(message, TOPIC);
-        topic
+    pub(super) fn topic(&self, message: Block) -> Index {
+        Index::from_ne_bytes(self.get(message, TOPIC))
     }
 
     /// Sets the fields of a message, whose blocks count as those of its publisher from here on.
     pub(super) fn label(
         &mut self,
-        message: u16,
-        topic: u8,
+        message: Block,
+        topic: Index,
         sequence: u32,
         timestamp: i64,
         own: bool,
     ) {
         self.put(message, FLAGS, [if own { COUNTED | OWN } else { COUNTED }]);
-        self.put(message, TOPIC, [topic]);
+        self.put(message, TOPIC, topic.to_ne_bytes());
         self.put(message, SEQUENCE, sequence.to_ne_bytes());
         self.put(message, TIME, timestamp.to_ne_bytes());
     }
 
     /// Returns whether the message is in its topic's list.
-    pub(super) fn is_listed(&self, message: u16) -> bool {
+    pub(super) fn is_listed(&self, message: Block) -> bool {
         self.has(message, LISTED)
     }
 
-    pub(super) fn set_listed(&mut self, message: u16, listed: bool) {
+    pub(super) fn set_listed(&mut self, message: Block, listed: bool) {
         self.set(message, LISTED, listed);
     }
 
     /// Returns whether the application published the message, not a client.
-    pub(super) fn is_own(&self, message: u16) -> bool {
+    pub(super) fn is_own(&self, message: Block) -> bool {
         self.has(message, OWN)
     }
 
     /// Returns whether some client has finished the message, or requeued it with a delay.
-    pub(super) fn is_answered(&self, message: u16) -> bool {
+    pub(super) fn is_answered(&self, message: Block) -> bool {
         self.has(message, ANSWERED)
     }
 
-    pub(super) fn set_answered(&mut self, message: u16) {
+    pub(super) fn set_answered(&mut self, message: Block) {
         self.set(message, ANSWERED, true);
     }
 
     /// Stops counting the message's blocks and returns how many were counted.
-    pub(super) fn uncount(&mut self, message: u16) -> u16 {
+    pub(super) fn uncount(&mut self, message: Block) -> Block {
         if !self.has(message, COUNTED) {
             return 0;
         }
         self.set(message, COUNTED, false);
-        self.layout.blocks(self.len(message)) as u16
+        self.layout.blocks(self.len(message)) as Block
     }
 
-    fn has(&self, message: u16, flag: u8) -> bool {
+    fn has(&self, message: Block, flag: u8) -> bool {
         let [flags] = self.get(message, FLAGS);
         flags & flag != 0
     }
 
-    fn set(&mut self, message: u16, flag: u8, on: bool) {
+    fn set(&mut self, message: Block, flag: u8, on: bool) {
         let [flags] = self.get(message, FLAGS);
         self.put(message, FLAGS, [if on { flags | flag } else { flags & !flag }]);
     }
 
-    fn next_free(&mut self) -> Option<u16> {
-        let (front, back) = self.links.split_at_checked(self.rover.into())?;
-        let is_free = |link: &[u8; 2]| *link == FREE.to_ne_bytes();
+    fn next_free(&mut self) -> Option<Block> {
+        let (front, back) = self.links.split_at_checked(self.rover as usize)?;
+        let is_free = |link: &Link| *link == FREE.to_ne_bytes();
         let block = match back.iter().position(is_free) {
-            Some(at) => usize::from(self.rover).saturating_add(at),
+            Some(at) => (self.rover as usize).saturating_add(at),
             None => front.iter().position(is_free)?,
-        } as u16;
+        } as Block;
         let next = block.wrapping_add(1);
         self.rover = if next < self.layout.count { next } else { 0 };
         Some(block)
     }
 
-    fn link(&self, block: u16) -> u16 {
-        self.links.get(usize::from(block)).map_or(NIL, |link| u16::from_ne_bytes(*link))
+    fn link(&self, block: Block) -> Block {
+        self.links.get(block as usize).map_or(NIL, |link| Block::from_ne_bytes(*link))
     }
 
-    fn set_link(&mut self, block: u16, to: u16) {
-        if let Some(link) = self.links.get_mut(usize::from(block)) {
+    fn set_link(&mut self, block: Block, to: Block) {
+        if let Some(link) = self.links.get_mut(block as usize) {
             *link = to.to_ne_bytes();
         }
     }
 
-    fn get<const N: usize>(&self, message: u16, at: usize) -> [u8; N] {
+    fn get<const N: usize>(&self, message: Block, at: usize) -> [u8; N] {
         let start = self.layout.start(message).saturating_add(at);
         self.blocks.get(start..).and_then(|bytes| bytes.first_chunk()).copied().unwrap_or([0; N])
     }
 
-    fn put<const N: usize>(&mut self, message: u16, at: usize, bytes: [u8; N]) {
+    fn put<const N: usize>(&mut self, message: Block, at: usize, bytes: [u8; N]) {
         let start = self.layout.start(message).saturating_add(at);
         if let Some(to) = self.blocks.get_mut(start..).and_then(|to| to.first_chunk_mut()) {
             *to = bytes;
@@ -407,5 +408,5 @@ impl<'a> Arena<'a> {
 
 /// Returns the offset of a lane's field in the head.
 const fn at(lane: u8, field: usize) -> usize {
-    LANE.wrapping_mul(lane as usize).wrapping_add(FIXED).wrapping_add(field)
+    LANE_LEN.wrapping_mul(lane as usize).wrapping_add(FIXED).wrapping_add(field)
 }

@@ -8,11 +8,11 @@ mod tx_buffer;
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::ClientEvent;
 use super::arena::{Cursor, NIL};
 use super::engine::{Draft, Shared};
 use super::status::{ClientState, ClientStatus};
 use super::table::{NONE, Subscription};
+use super::{Block, ClientEvent, Index};
 use tx_buffer::TxBuffer;
 
 use crate::macros::trace_state;
@@ -58,7 +58,7 @@ pub(super) struct Client {
     tx_buffer: TxBuffer,
     /// The message being written, the written bytes of its head, the head, and the rest of its
     /// body.
-    message: u16,
+    message: Block,
     head_at: u8,
     head: [u8; HEAD_LEN],
     body: Cursor,
@@ -94,7 +94,7 @@ enum RoomRequest {
     Message(u32),
     /// Room for `blocks` blocks. The rest of the batch has `len` bytes; `u16::MAX` if longer, or if
     /// the announced length cannot be true.
-    Batch { blocks: u16, len: u16 },
+    Batch { blocks: Block, len: u16 },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,7 +213,11 @@ impl Client {
         })
     }
 
-    pub(super) fn status<'s>(&'s self, shared: &'s Shared<'_>, id: u8) -> Option<ClientStatus<'s>> {
+    pub(super) fn status<'s>(
+        &'s self,
+        shared: &'s Shared<'_>,
+        id: Index,
+    ) -> Option<ClientStatus<'s>> {
         let subscription = shared.subscription(id)?;
         let channel = shared.channel(subscription.channel);
         let Identification {
@@ -301,7 +305,7 @@ impl Client {
 pub struct ClientSession<'s, 'a> {
     pub(super) client: &'s mut Client,
     pub(super) shared: &'s mut Shared<'a>,
-    pub(super) id: u8,
+    pub(super) id: Index,
 }
 
 impl ClientSession<'_, '_> {
@@ -417,7 +421,7 @@ impl ClientSession<'_, '_> {
         }
     }
 
-    fn channel(&self) -> u8 {
+    fn channel(&self) -> Index {
         self.shared.subscription(self.id).map_or(NONE, |subscription| subscription.channel)
     }
 }

@@ -1,9 +1,9 @@
 //! Delivers messages to clients, and handles FIN, REQ, TOUCH and timeouts.
 
 use super::{ATTEMPTS_MAX, Delivery, NotYours, SKIPS_MAX, Shared};
-use crate::nsqd::Full;
 use crate::nsqd::arena::{Lane, NIL};
 use crate::nsqd::table::{Entry, NONE, Subscription, Used};
+use crate::nsqd::{Block, Full, Index};
 use crate::time::{Instant, Span};
 use crate::wire::nsqd::MessageId;
 
@@ -12,7 +12,7 @@ impl Shared<'_> {
     pub(in crate::nsqd) fn deliver(
         &mut self,
         now: Instant,
-        id: u8,
+        id: Index,
         msg_timeout: Span,
         sample_rate: u8,
     ) -> Option<Delivery> {
@@ -48,7 +48,7 @@ impl Shared<'_> {
 
     /// Returns whether other sessions may have caused work for a client.
     #[cfg(feature = "async")]
-    pub(in crate::nsqd) fn has_work_for(&self, id: u8) -> bool {
+    pub(in crate::nsqd) fn has_work_for(&self, id: Index) -> bool {
         let Some(subscription) = self.subscription(id) else { return false };
         if subscription.kicked {
             return true;
@@ -62,9 +62,9 @@ impl Shared<'_> {
     fn take_off(
         &mut self,
         now: Instant,
-        id: u8,
-        at: u8,
-        message: u16,
+        id: Index,
+        at: Index,
+        message: Block,
         msg_timeout: Span,
     ) -> Option<Delivery> {
         let free = self.free_entry(at)?;
@@ -103,7 +103,7 @@ impl Shared<'_> {
     }
 
     /// Returns the first free entry of a channel.
-    fn free_entry(&mut self, at: u8) -> Option<usize> {
+    fn free_entry(&mut self, at: Index) -> Option<usize> {
         let range = self.range(at);
         let is_free =
             |index: &usize| self.entries.get(*index).is_some_and(|entry| entry.message == NIL);
@@ -118,7 +118,7 @@ impl Shared<'_> {
 
     /// Returns whether there is an entry for one more message to a client. The last entries are for
     /// clients with nothing in flight.
-    fn may_have_entry(&mut self, id: u8, at: u8) -> bool {
+    fn may_have_entry(&mut self, id: Index, at: Index) -> bool {
         let Some(channel) = self.channel(at) else { return false };
         let free = self.per_channel.saturating_sub(channel.in_flight);
         let mut owed = 0u16;
@@ -141,7 +141,7 @@ impl Shared<'_> {
     /// the reserve is free, a client that has a message gets another only while the application's
     /// messages in flight in the channel take less than half the reserve, divided by the number of
     /// clients.
-    fn may_have_blocks(&mut self, id: u8, at: u8) -> bool {
+    fn may_have_blocks(&mut self, id: Index, at: Index) -> bool {
         let free = self.store.free().saturating_sub(self.store.reserved());
         if self.config.full != Full::DropAnswered
             || free > self.reserve
@@ -168,7 +168,7 @@ impl Shared<'_> {
 
     /// Returns whether the client has to let another client of the channel go first: one whose last
     /// delivery was earlier. It waits once for each delivery, whatever the other client does.
-    fn yields(&mut self, id: u8, at: u8) -> bool {
+    fn yields(&mut self, id: Index, at: Index) -> bool {
         let Some(deliveries) = self.channel(at).map(|channel| channel.deliveries) else {
             return false;
         };
@@ -191,8 +191,8 @@ impl Shared<'_> {
         yields
     }
 
-    fn has_other(&self, id: u8, at: u8) -> bool {
-        let mut subscriptions = (0..=u8::MAX).zip(self.subscriptions.iter());
+    fn has_other(&self, id: Index, at: Index) -> bool {
+        let mut subscriptions = (0..NONE).zip(self.subscriptions.iter());
         subscriptions.any(|(other, subscription)| {
             other != id
                 && subscription.channel == at
@@ -207,7 +207,7 @@ impl Shared<'_> {
 
     /// Removes the next waiting message: alternately a new and a requeued one, so that neither kind
     /// delays the other for long.
-    fn next_message(&mut self, at: u8) -> Option<u16> {
+    fn next_message(&mut self, at: Index) -> Option<Block> {
         let channel = self.channel_mut(at)?;
         let both = channel.requeued.len > 0 && channel.cursor != NIL;
         let requeued = if both { channel.requeued_next } else { channel.requeued.len > 0 };
@@ -225,12 +225,12 @@ impl Shared<'_> {
         Some(message)
     }
 
-    pub(super) fn pop_requeued(&mut self, at: u8) -> Option<u16> {
+    pub(super) fn pop_requeued(&mut self, at: Index) -> Option<Block> {
         let channel = self.channels.get_mut(usize::from(at))?;
         channel.requeued.pop_lane(&self.store, channel.lane)
     }
 
-    pub(super) fn pop_deferred(&mut self, at: u8) -> Option<u16> {
+    pub(super) fn pop_deferred(&mut self, at: Index) -> Option<Block> {
         let channel = self.channels.get_mut(usize::from(at))?;
         channel.deferred.pop(&mut self.store, channel.lane)
     }
@@ -240,7 +240,7 @@ impl Shared<'_> {
     pub(super) fn due(&mut self, now: Instant, delay: Span) -> Instant {
         let due = now.after(delay);
         if !self.store.reaches(due) {
-            for at in 0..self.channels.len() as u8 {
+            for at in 0..self.channels.len() as Index {
                 self.release_due(now, at);
             }
             self.store.set_base(now);
@@ -249,7 +249,7 @@ impl Shared<'_> {
     }
 
     /// Moves the deferred messages that are due to the requeued ones.
-    pub(in crate::nsqd) fn release_due(&mut self, now: Instant, at: u8) {
+    pub(in crate::nsqd) fn release_due(&mut self, now: Instant, at: Index) {
         let mut released = false;
         while let Some(channel) = self.channels.get_mut(usize::from(at))
             && channel.deferred.len > 0
@@ -266,7 +266,7 @@ impl Shared<'_> {
     }
 
     /// Returns when the next deferred message of a channel is due.
-    pub(in crate::nsqd) fn next_due(&self, at: u8) -> Instant {
+    pub(in crate::nsqd) fn next_due(&self, at: Index) -> Instant {
         match self.channel(at) {
             Some(channel) if channel.deferred.len > 0 => {
                 self.store.due(channel.deferred.top, channel.lane)
@@ -276,7 +276,7 @@ impl Shared<'_> {
     }
 
     /// Finds the channel and the in-flight entry of a message that the client has in flight.
-    fn flight(&self, id: u8, message: &MessageId) -> Result<(u8, usize), NotYours> {
+    fn flight(&self, id: Index, message: &MessageId) -> Result<(Index, usize), NotYours> {
         let at = self.subscription(id).map_or(NONE, |subscription| subscription.channel);
         let sequence = self.sequence_of(message).ok_or(NotYours::NotInFlight)?;
         let is = |entry: &Entry| entry.message != NIL && entry.sequence == sequence;
@@ -292,7 +292,7 @@ impl Shared<'_> {
     pub(in crate::nsqd) fn finish(
         &mut self,
         now: Instant,
-        id: u8,
+        id: Index,
         message: &MessageId,
     ) -> Result<(), NotYours> {
         let (at, index) = self.flight(id, message)?;
@@ -315,7 +315,7 @@ impl Shared<'_> {
     pub(in crate::nsqd) fn requeue(
         &mut self,
         now: Instant,
-        id: u8,
+        id: Index,
         message: &MessageId,
         delay_ms: u32,
     ) -> Result<(), NotYours> {
@@ -346,7 +346,7 @@ impl Shared<'_> {
     pub(in crate::nsqd) fn touch(
         &mut self,
         now: Instant,
-        id: u8,
+        id: Index,
         message: &MessageId,
         msg_timeout: Span,
     ) -> Result<Instant, NotYours> {
@@ -358,7 +358,7 @@ impl Shared<'_> {
     }
 
     /// Requeues a client's messages whose timeout is over. Returns the deadline of the next.
-    pub(in crate::nsqd) fn expire(&mut self, now: Instant, id: u8) -> Instant {
+    pub(in crate::nsqd) fn expire(&mut self, now: Instant, id: Index) -> Instant {
         let at = self.subscription(id).map_or(NONE, |subscription| subscription.channel);
         let mut next = Instant::NEVER;
         for index in self.range(at) {
@@ -381,13 +381,13 @@ impl Shared<'_> {
     }
 
     /// Frees an in-flight entry. Returns its message and the channel's lane.
-    pub(super) fn take_from_flight(&mut self, at: u8, index: usize) -> (u16, u8) {
+    pub(super) fn take_from_flight(&mut self, at: Index, index: usize) -> (Block, u8) {
         let entry = self.entries.get(index).copied().unwrap_or(Entry::FREE);
         self.end_flight(at, index, entry.owner);
         (entry.message, self.channel(at).map_or(0, |channel| channel.lane))
     }
 
-    pub(super) fn end_flight(&mut self, at: u8, index: usize, owner: u8) {
+    pub(super) fn end_flight(&mut self, at: Index, index: usize, owner: Index) {
         if let Some(entry) = self.entries.get_mut(index) {
             *entry = Entry::FREE;
         }
@@ -405,7 +405,7 @@ impl Shared<'_> {
         }
     }
 
-    pub(super) fn put_back(&mut self, at: u8, message: u16, lane: u8) {
+    pub(super) fn put_back(&mut self, at: Index, message: Block, lane: u8) {
         self.store.set_lane(message, lane, Lane::Requeued);
         if let Some(channel) = self.channels.get_mut(usize::from(at)) {
             channel.requeued.push_lane(&mut self.store, message, lane);

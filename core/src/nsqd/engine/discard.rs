@@ -1,8 +1,8 @@
 //! Drops messages when a new message needs their room.
 
 use super::{Draft, Shared};
-use crate::nsqd::Full;
 use crate::nsqd::arena::{Arena, Lane};
+use crate::nsqd::{Block, Full};
 
 impl Shared<'_> {
     /// Drops one message towards `blocks` more blocks for a draft. Returns false, dropping none, if
@@ -17,7 +17,7 @@ impl Shared<'_> {
         let free = free.saturating_sub(self.kept(draft.own)).saturating_add(draft.promised);
         // For a client, messages of the application are dropped only while they exceed the
         // reserve.
-        let own = if draft.own { u16::MAX } else { self.own.saturating_sub(self.reserve) };
+        let own = if draft.own { Block::MAX } else { self.own.saturating_sub(self.reserve) };
         let missing = blocks.saturating_sub(free.into());
         self.can_drop(missing, own.into()) && self.drop_oldest(own > 0)
     }
@@ -26,7 +26,7 @@ impl Shared<'_> {
     /// the application's messages. Usually the first few messages are enough.
     fn can_drop(&self, blocks: u32, own_max: u32) -> bool {
         let (mut own, mut others) = (0u32, 0u32);
-        let mut is_enough = |message: u16| {
+        let mut is_enough = |message: Block| {
             if self.is_droppable(message) {
                 let sum = if self.store.is_own(message) { &mut own } else { &mut others };
                 *sum = sum.saturating_add(self.store.layout().blocks(self.store.len(message)));
@@ -46,7 +46,7 @@ impl Shared<'_> {
         }
         for channel in self.channels.iter().filter(|channel| channel.is_used()) {
             // Count each message once.
-            let is_counted = |message: u16| {
+            let is_counted = |message: Block| {
                 self.store.is_listed(message)
                     || (0..channel.lane).any(|lane| self.store.lane(message, lane) != Lane::Done)
             };
@@ -72,9 +72,9 @@ impl Shared<'_> {
     /// `own`.
     fn drop_oldest(&mut self, own: bool) -> bool {
         let may_go =
-            |message: u16| self.is_droppable(message) && (own || !self.store.is_own(message));
-        let mut oldest: Option<(u32, u16)> = None;
-        let mut consider = |message: u16, store: &Arena<'_>, next: u64| {
+            |message: Block| self.is_droppable(message) && (own || !self.store.is_own(message));
+        let mut oldest: Option<(u32, Block)> = None;
+        let mut consider = |message: Block, store: &Arena<'_>, next: u64| {
             let age = (next as u32).wrapping_sub(store.sequence(message));
             if oldest.is_none_or(|(most, _)| age > most) {
                 oldest = Some((age, message));
@@ -112,7 +112,7 @@ impl Shared<'_> {
 
     /// Returns whether a message may be dropped: it is neither in flight nor being written, and,
     /// with [`Full::DropAnswered`], some client has answered it.
-    fn is_droppable(&self, message: u16) -> bool {
+    fn is_droppable(&self, message: Block) -> bool {
         if self.config.full == Full::DropAnswered && !self.store.is_answered(message) {
             return false;
         }
@@ -130,7 +130,7 @@ impl Shared<'_> {
         self.store.refs(message) == waiting.max(1)
     }
 
-    fn drop_message(&mut self, message: u16) {
+    fn drop_message(&mut self, message: Block) {
         let at = self.store.topic(message);
         for channel in self.channels.iter_mut().filter(|channel| channel.topic == at) {
             let lane = channel.lane;

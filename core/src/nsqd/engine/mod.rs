@@ -9,7 +9,7 @@ use core::fmt;
 
 use super::arena::{Arena, Cursor, Lane, NIL};
 use super::table::{Channel, Entry, NONE, Subscription, Topic};
-use super::{Config, Counters};
+use super::{Block, Config, Counters, Index};
 use crate::time::{Instant, Jitter};
 use crate::wire::nsqd::{Limits, MessageId};
 
@@ -31,19 +31,19 @@ pub(super) struct Shared<'a> {
     pub(super) limits: Limits,
     pub(super) store: Arena<'a>,
     /// Blocks kept free for the application.
-    reserve: u16,
+    reserve: Block,
     /// The most blocks that clients together can hold for incomplete messages.
-    pub(super) announced_max: u16,
+    pub(super) announced_max: Block,
     /// The blocks that clients hold for incomplete messages.
     pub(super) announced: u32,
     /// The most blocks that clients' messages can take in unconsumed topics together.
-    unconsumed_max: u16,
+    unconsumed_max: Block,
     /// The reason for the last rejection because of missing room.
     pub(super) reject_reason: &'static str,
     /// The number of expired messages that no polled event has reported yet.
     pub(in crate::nsqd) expired_pending: u32,
     /// The blocks that the application's messages take.
-    own: u16,
+    own: Block,
     pub(super) topics: &'a mut [Topic],
     pub(super) channels: &'a mut [Channel],
     /// The in-flight entries, `per_channel` for each channel. An entry is written before it is read:
@@ -71,7 +71,7 @@ pub(super) struct Shared<'a> {
     pub(in crate::nsqd) holds: bool,
     /// The topic whose channels an nsqlookupd is being asked for; [`NONE`] without a query, or if
     /// the answer is no longer needed.
-    pub(super) asked: u8,
+    pub(super) asked: Index,
     jitter: Jitter,
     /// Unix time at the platform's start, in nanoseconds.
     pub(super) epoch: i64,
@@ -80,16 +80,16 @@ pub(super) struct Shared<'a> {
 /// Messages that are being received: in the store, but not in a topic yet.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Draft {
-    first: u16,
-    last: u16,
+    first: Block,
+    last: Block,
     count: u32,
     bytes: u32,
     /// The blocks reserved for the rest of a batch.
-    promised: u16,
+    promised: Block,
     /// The blocks that the messages take so far.
-    held: u16,
+    held: Block,
     /// The blocks that count as announced, unless `is_complete`.
-    claimed: u16,
+    claimed: Block,
     /// The application publishes these messages, and may use the reserve.
     own: bool,
     /// All announced bytes have arrived, so the draft need not wait for what others have announced.
@@ -180,7 +180,7 @@ pub(super) enum NotYours {
 /// A message to be written to a client.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Delivery {
-    pub(super) message: u16,
+    pub(super) message: Block,
     pub(super) attempts: u16,
 }
 
@@ -199,8 +199,8 @@ impl<'a> Shared<'a> {
         subscriptions.fill(Subscription::EMPTY);
         let blocks = u32::from(store.capacity());
         let share = |percent: u8| blocks.saturating_mul(percent.into());
-        let reserve = share(config.reserve_percent).div_euclid(100) as u16;
-        let announced_max = share(config.announced_percent).div_ceil(100) as u16;
+        let reserve = share(config.reserve_percent).div_euclid(100) as Block;
+        let announced_max = share(config.announced_percent).div_ceil(100) as Block;
         let longest = store.layout().longest_in(announced_max);
         let mut limits = config.limits;
         limits.max_rdy_count = limits.max_rdy_count.min(per_channel.into());
@@ -214,7 +214,7 @@ impl<'a> Shared<'a> {
             reserve,
             announced_max,
             announced: 0,
-            unconsumed_max: share(config.unconsumed_percent).div_ceil(100) as u16,
+            unconsumed_max: share(config.unconsumed_percent).div_ceil(100) as Block,
             reject_reason: NO_ROOM,
             expired_pending: 0,
             own: 0,
@@ -244,27 +244,27 @@ impl<'a> Shared<'a> {
         self.version = self.version.wrapping_add(1);
     }
 
-    pub(in crate::nsqd) fn topic(&self, at: u8) -> Option<&Topic> {
+    pub(in crate::nsqd) fn topic(&self, at: Index) -> Option<&Topic> {
         self.topics.get(usize::from(at))
     }
 
-    fn topic_mut(&mut self, at: u8) -> Option<&mut Topic> {
+    fn topic_mut(&mut self, at: Index) -> Option<&mut Topic> {
         self.topics.get_mut(usize::from(at))
     }
 
-    pub(in crate::nsqd) fn channel(&self, at: u8) -> Option<&Channel> {
+    pub(in crate::nsqd) fn channel(&self, at: Index) -> Option<&Channel> {
         self.channels.get(usize::from(at))
     }
 
-    fn channel_mut(&mut self, at: u8) -> Option<&mut Channel> {
+    fn channel_mut(&mut self, at: Index) -> Option<&mut Channel> {
         self.channels.get_mut(usize::from(at))
     }
 
-    pub(in crate::nsqd) fn subscription(&self, id: u8) -> Option<&Subscription> {
+    pub(in crate::nsqd) fn subscription(&self, id: Index) -> Option<&Subscription> {
         self.subscriptions.get(usize::from(id))
     }
 
-    pub(in crate::nsqd) fn subscription_mut(&mut self, id: u8) -> Option<&mut Subscription> {
+    pub(in crate::nsqd) fn subscription_mut(&mut self, id: Index) -> Option<&mut Subscription> {
         self.subscriptions.get_mut(usize::from(id))
     }
 
@@ -275,13 +275,13 @@ impl<'a> Shared<'a> {
     }
 
     /// Adds a reference to a message, which keeps its blocks while it is being written.
-    fn pin(&mut self, message: u16) {
+    fn pin(&mut self, message: Block) {
         let refs = self.store.refs(message).saturating_add(1);
         self.store.set_refs(message, refs);
     }
 
     /// Drops one reference to a message. Frees the message with the last reference.
-    pub(in crate::nsqd) fn release(&mut self, message: u16) {
+    pub(in crate::nsqd) fn release(&mut self, message: Block) {
         let refs = self.store.refs(message).saturating_sub(1);
         self.store.set_refs(message, refs);
         if refs == 0 && !self.store.is_listed(message) {
@@ -290,7 +290,7 @@ impl<'a> Shared<'a> {
     }
 
     /// Marks a channel as done with a message. Returns true if all channels are.
-    fn done(&mut self, message: u16, lane: u8) -> bool {
+    fn done(&mut self, message: Block, lane: u8) -> bool {
         self.store.set_lane(message, lane, Lane::Done);
         let is_done = |lane| self.store.lane(message, lane) == Lane::Done;
         let all = (0..self.config.channels_per_topic).all(is_done);
@@ -304,14 +304,14 @@ impl<'a> Shared<'a> {
     }
 
     /// Frees a message that nothing refers to.
-    fn free(&mut self, message: u16) {
+    fn free(&mut self, message: Block) {
         self.uncount(message);
         self.store.give(message);
         self.freed();
     }
 
     /// Stops counting a message's blocks as those of its publisher.
-    fn uncount(&mut self, message: u16) {
+    fn uncount(&mut self, message: Block) {
         let blocks = self.store.uncount(message);
         if self.store.is_own(message) {
             self.own = self.own.saturating_sub(blocks);
@@ -320,14 +320,14 @@ impl<'a> Shared<'a> {
         }
     }
 
-    fn trim_of(&mut self, channel: u8) {
+    fn trim_of(&mut self, channel: Index) {
         if let Some(topic) = self.channel(channel).map(|channel| channel.topic) {
             self.trim(topic);
         }
     }
 
     /// Removes the messages from a topic's list that all cursors have passed.
-    fn trim(&mut self, at: u8) {
+    fn trim(&mut self, at: Index) {
         while let Some(topic) = self.topics.get_mut(usize::from(at))
             && topic.list.len > 0
         {
@@ -341,7 +341,7 @@ impl<'a> Shared<'a> {
         }
     }
 
-    fn unlisted(&mut self, message: u16) {
+    fn unlisted(&mut self, message: Block) {
         self.store.set_listed(message, false);
         if self.store.refs(message) == 0 {
             self.free(message);
@@ -357,7 +357,7 @@ impl<'a> Shared<'a> {
     }
 
     /// The entries of a channel that may have a message.
-    fn range(&self, at: u8) -> core::ops::Range<usize> {
+    fn range(&self, at: Index) -> core::ops::Range<usize> {
         let Some(channel) = self.channel(at) else { return 0..0 };
         let start = usize::from(at).saturating_mul(self.per_channel.into());
         start..start.saturating_add(channel.entries.into())

@@ -2,22 +2,22 @@
 
 use super::{Draft, NO_ROOM, NO_ROOM_ANNOUNCED, NO_ROOM_UNCONSUMED, Piece, Shared};
 use crate::name::TopicName;
-use crate::nsqd::Full;
 use crate::nsqd::arena::{Lane, NIL};
 use crate::nsqd::table::{NONE, Origin, Topic, Used};
+use crate::nsqd::{Block, Full, Index};
 use crate::time::{Instant, Span};
 
 impl Shared<'_> {
     /// Returns how many blocks to reserve for a batch of `len` bytes with `count` messages of equal
     /// length; `None` if the batch never fits.
-    pub(in crate::nsqd) fn batch_blocks(&self, len: u32, count: u32) -> Option<u16> {
+    pub(in crate::nsqd) fn batch_blocks(&self, len: u32, count: u32) -> Option<Block> {
         let layout = self.store.layout();
         let bytes = len.saturating_sub(4).saturating_sub(count.saturating_mul(4));
         if layout.blocks_of(count, bytes) > self.announced_max.into() {
             return None;
         }
         let each = layout.blocks(bytes.checked_div(count).unwrap_or_default());
-        let all = u16::try_from(each.saturating_mul(count)).unwrap_or(u16::MAX);
+        let all = Block::try_from(each.saturating_mul(count)).unwrap_or(Block::MAX);
         Some(all.min(self.announced_max))
     }
 
@@ -35,7 +35,7 @@ impl Shared<'_> {
         now: Instant,
         topic: &TopicName,
         draft: &mut Draft,
-        blocks: u16,
+        blocks: Block,
     ) -> bool {
         let more = self.unclaimed(draft, blocks.into());
         if !self.may_claim(draft, more) || !self.has_share(now, topic, draft, blocks.into()) {
@@ -81,7 +81,12 @@ impl Shared<'_> {
     /// Returns which bound for unconsumed topics `blocks` more blocks would exceed: `None` if
     /// neither, `Some(Some(topic))` for the bound of one topic, `Some(None)` for that of all
     /// together.
-    fn lacks_share(&self, now: Instant, topic: Option<u8>, blocks: u32) -> Option<Option<u8>> {
+    fn lacks_share(
+        &self,
+        now: Instant,
+        topic: Option<Index>,
+        blocks: u32,
+    ) -> Option<Option<Index>> {
         let is_consumed = |topic: &Topic| topic.finished.is_recent(now);
         let own = topic.and_then(|at| self.topic(at));
         if own.is_some_and(is_consumed) {
@@ -111,13 +116,13 @@ impl Shared<'_> {
     /// Drops the oldest message of at least [`Config::unconsumed_age`](crate::nsqd::Config) in a
     /// topic without a channel that the application has not named; in topic `only` if given.
     /// Returns whether a message was dropped.
-    fn expire_one(&mut self, now: Instant, only: Option<u8>) -> bool {
+    fn expire_one(&mut self, now: Instant, only: Option<Index>) -> bool {
         let age = self.config.unconsumed_age;
         if age == Span::ZERO || self.config.full == Full::DropOldest {
             return false;
         }
-        let mut oldest: Option<(u32, u8)> = None;
-        for at in 0..self.topics.len() as u8 {
+        let mut oldest: Option<(u32, Index)> = None;
+        for at in 0..self.topics.len() as Index {
             let Some(topic) = self.topics.get(usize::from(at)) else { break };
             let first = topic.held.first;
             let may_go = topic.channels == 0
@@ -172,7 +177,7 @@ impl Shared<'_> {
     }
 
     fn claim(&mut self, draft: &mut Draft, more: u32) {
-        draft.claimed = draft.claimed.saturating_add(more as u16);
+        draft.claimed = draft.claimed.saturating_add(more as Block);
         if !draft.is_complete {
             self.announced = self.announced.saturating_add(more);
         }
@@ -188,7 +193,7 @@ impl Shared<'_> {
     /// Returns the number of free blocks that a draft may not take, because they are the
     /// application's reserve. With [`Full::DropOldest`] blocks of the application's messages count
     /// towards it.
-    pub(super) fn kept(&self, own: bool) -> u16 {
+    pub(super) fn kept(&self, own: bool) -> Block {
         match self.config.full {
             _ if own => 0,
             Full::Refuse | Full::DropAnswered => self.reserve,
@@ -238,7 +243,7 @@ impl Shared<'_> {
             }
         }
         self.claim(draft, more);
-        draft.held = draft.held.saturating_add(blocks as u16);
+        draft.held = draft.held.saturating_add(blocks as Block);
         draft.bytes = draft.bytes.saturating_add(len);
         true
     }
@@ -252,7 +257,7 @@ impl Shared<'_> {
     pub(in crate::nsqd) fn commit(
         &mut self,
         now: Instant,
-        at: u8,
+        at: Index,
         draft: &mut Draft,
         defer_ms: u32,
     ) -> (u64, u32) {
@@ -311,7 +316,7 @@ impl Shared<'_> {
 
     /// Distributes the messages that a topic holds to its channels, unless it is paused, being
     /// asked for, or without a channel.
-    pub(super) fn flow(&mut self, now: Instant, at: u8) {
+    pub(super) fn flow(&mut self, now: Instant, at: Index) {
         let flows = |topic: &Topic| !topic.paused && topic.asking == 0 && topic.channels > 0;
         while self.topic(at).is_some_and(flows)
             && let Some(message) = self.pop_held(at)
@@ -321,7 +326,7 @@ impl Shared<'_> {
         self.changed();
     }
 
-    fn distribute(&mut self, now: Instant, at: u8, message: u16) {
+    fn distribute(&mut self, now: Instant, at: Index, message: Block) {
         let delay = self.store.delay(message);
         let is_deferred = delay != Span::ZERO;
         let due = self.due(now, delay);
@@ -349,7 +354,7 @@ impl Shared<'_> {
         }
     }
 
-    pub(super) fn pop_held(&mut self, at: u8) -> Option<u16> {
+    pub(super) fn pop_held(&mut self, at: Index) -> Option<Block> {
         self.topics.get_mut(usize::from(at))?.held.pop(&self.store)
     }
 }

@@ -4,6 +4,7 @@ use core::cmp::Reverse;
 
 use super::{Shared, TableFull};
 use crate::name::{ChannelName, TopicName};
+use crate::nsqd::Index;
 use crate::nsqd::arena::NIL;
 use crate::nsqd::table::{Channel, Entry, NONE, Origin, Subscription, Topic, Used};
 use crate::time::Instant;
@@ -24,8 +25,8 @@ struct Need {
 }
 
 impl Shared<'_> {
-    pub(in crate::nsqd) fn find_topic(&self, name: &TopicName) -> Option<u8> {
-        self.topics.iter().position(|topic| topic.name == *name).map(|at| at as u8)
+    pub(in crate::nsqd) fn find_topic(&self, name: &TopicName) -> Option<Index> {
+        self.topics.iter().position(|topic| topic.name == *name).map(|at| at as Index)
     }
 
     /// Checks that a topic of that name exists or can be created. Otherwise counts a rejection.
@@ -49,7 +50,7 @@ impl Shared<'_> {
         now: Instant,
         name: &TopicName,
         origin: Origin,
-    ) -> Result<u8, TableFull> {
+    ) -> Result<Index, TableFull> {
         if let Some(at) = self.find_topic(name) {
             if let Some(topic) = self.topic_mut(at) {
                 topic.used = Used::at(now);
@@ -57,7 +58,7 @@ impl Shared<'_> {
             }
             return Ok(at);
         }
-        let free = self.topics.iter().position(|topic| !topic.is_used()).map(|at| at as u8);
+        let free = self.topics.iter().position(|topic| !topic.is_used()).map(|at| at as Index);
         let at = match free.or_else(|| self.evictable_topic(now, origin)) {
             Some(at) => at,
             None => return Err(self.reject_full(TableFull::Topics)),
@@ -85,7 +86,7 @@ impl Shared<'_> {
 
     /// Limits the nsqlookupds still to be asked for a topic's channels to `lookupds`, one bit each.
     /// Once none is left, or the time is up, the topic flows.
-    pub(in crate::nsqd) fn ask_only(&mut self, now: Instant, at: u8, lookupds: u8) {
+    pub(in crate::nsqd) fn ask_only(&mut self, now: Instant, at: Index, lookupds: u8) {
         let Some(topic) = self.topic_mut(at).filter(|topic| topic.asking != 0) else { return };
         topic.asking &= if topic.ask_until <= now { 0 } else { lookupds };
         if topic.asking == 0 {
@@ -93,9 +94,9 @@ impl Shared<'_> {
         }
     }
 
-    pub(in crate::nsqd) fn find_channel(&self, topic: u8, name: &ChannelName) -> Option<u8> {
+    pub(in crate::nsqd) fn find_channel(&self, topic: Index, name: &ChannelName) -> Option<Index> {
         let is = |channel: &Channel| channel.topic == topic && channel.name == *name;
-        self.channels.iter().position(is).map(|at| at as u8)
+        self.channels.iter().position(is).map(|at| at as Index)
     }
 
     /// Returns the topic's channel of that name. Creates it if needed, and evicts the least needed
@@ -103,10 +104,10 @@ impl Shared<'_> {
     pub(in crate::nsqd) fn channel_for(
         &mut self,
         now: Instant,
-        topic: u8,
+        topic: Index,
         name: &ChannelName,
         origin: Origin,
-    ) -> Result<u8, TableFull> {
+    ) -> Result<Index, TableFull> {
         if let Some(at) = self.find_channel(topic, name) {
             if let Some(channel) = self.channel_mut(at) {
                 channel.origin = channel.origin.max(origin);
@@ -143,7 +144,7 @@ impl Shared<'_> {
         self.full_reported &= TableFull::Topics.bit();
         self.topology_changed();
         self.flow(now, topic);
-        Ok(at as u8)
+        Ok(at as Index)
     }
 
     /// Returns the channel that a client subscribes to. Creates it and its topic if needed; both or
@@ -153,7 +154,7 @@ impl Shared<'_> {
         now: Instant,
         topic: &TopicName,
         channel: &ChannelName,
-    ) -> Result<u8, TableFull> {
+    ) -> Result<Index, TableFull> {
         if self.find_topic(topic).is_none() {
             self.has_slot_for(now, topic, Origin::Client)?;
             let is_free = |channel: &Channel| !channel.is_used();
@@ -202,7 +203,7 @@ impl Shared<'_> {
 
     /// Returns how much a topic is needed; `None` if it must not be evicted for a topic of
     /// `origin`.
-    fn topic_need(&self, now: Instant, at: u8, origin: Origin) -> Option<Need> {
+    fn topic_need(&self, now: Instant, at: Index, origin: Origin) -> Option<Need> {
         let topic = self.topic(at)?;
         let named = topic.origin == Origin::Http;
         let is_kept = !topic.is_used()
@@ -221,14 +222,14 @@ impl Shared<'_> {
     }
 
     /// Returns the least needed topic that may be evicted for a topic of `origin`.
-    fn evictable_topic(&self, now: Instant, origin: Origin) -> Option<u8> {
+    fn evictable_topic(&self, now: Instant, origin: Origin) -> Option<Index> {
         let all = (0..NONE).take(self.topics.len());
         all.filter_map(|at| Some((self.topic_need(now, at, origin)?, at))).min().map(|(_, at)| at)
     }
 
     /// Returns the least needed channel that may be evicted, of `topic` or, for [`NONE`], of all
     /// topics.
-    fn evictable_channel(&self, now: Instant, topic: u8) -> Option<u8> {
+    fn evictable_channel(&self, now: Instant, topic: Index) -> Option<Index> {
         let all = (0..NONE).zip(&*self.channels);
         all.filter(|(_, channel)| topic == NONE || channel.topic == topic)
             .filter_map(|(at, channel)| Some((self.channel_need(now, channel)?, at)))
@@ -236,8 +237,8 @@ impl Shared<'_> {
             .map(|(_, at)| at)
     }
 
-    fn evict_topic(&mut self, at: u8) {
-        for channel in 0..self.channels.len() as u8 {
+    fn evict_topic(&mut self, at: Index) {
+        for channel in 0..self.channels.len() as Index {
             if self.channel(channel).is_some_and(|channel| channel.topic == at) {
                 self.count_dropped(channel);
             }
@@ -248,7 +249,7 @@ impl Shared<'_> {
     }
 
     /// Evicts a channel. `for_topic`, even if ephemeral, stays: it gets the new channel.
-    fn evict_channel(&mut self, at: u8, for_topic: u8) {
+    fn evict_channel(&mut self, at: Index, for_topic: Index) {
         self.count_dropped(at);
         if self.channel(at).is_some_and(|channel| channel.topic == for_topic) {
             self.drop_channel(at);
@@ -261,15 +262,15 @@ impl Shared<'_> {
     }
 
     /// Counts the messages that are dropped with an evicted channel.
-    fn count_dropped(&mut self, at: u8) {
+    fn count_dropped(&mut self, at: Index) {
         let waiting = self.channel(at).map_or(0, Channel::waiting);
         self.counters.abandoned = self.counters.abandoned.saturating_add(waiting.into());
         self.dropped_pending = self.dropped_pending.saturating_add(waiting);
     }
 
     /// Deletes a topic with its channels and messages. Closes its subscribers.
-    pub(in crate::nsqd) fn delete_topic(&mut self, at: u8) {
-        for channel in 0..self.channels.len() as u8 {
+    pub(in crate::nsqd) fn delete_topic(&mut self, at: Index) {
+        for channel in 0..self.channels.len() as Index {
             if self.channel(channel).is_some_and(|channel| channel.topic == at) {
                 self.drop_channel(channel);
             }
@@ -294,7 +295,7 @@ impl Shared<'_> {
 
     /// Deletes a channel with its messages, and an ephemeral topic with its last channel. Closes
     /// the channel's subscribers.
-    pub(in crate::nsqd) fn delete_channel(&mut self, at: u8) {
+    pub(in crate::nsqd) fn delete_channel(&mut self, at: Index) {
         let Some(topic) = self.channel(at).map(|channel| channel.topic) else { return };
         self.drop_channel(at);
         self.topology_changed();
@@ -303,7 +304,7 @@ impl Shared<'_> {
         }
     }
 
-    fn drop_channel(&mut self, at: u8) {
+    fn drop_channel(&mut self, at: Index) {
         self.empty_channel(at);
         for subscription in &mut *self.subscriptions {
             if subscription.channel == at {
@@ -321,14 +322,14 @@ impl Shared<'_> {
     }
 
     /// Drops the messages that a topic holds back.
-    pub(in crate::nsqd) fn empty_topic(&mut self, at: u8) {
+    pub(in crate::nsqd) fn empty_topic(&mut self, at: Index) {
         while let Some(message) = self.pop_held(at) {
             self.release(message);
         }
     }
 
     /// Drops all messages of a channel. Answers to messages in flight are then too late.
-    pub(in crate::nsqd) fn empty_channel(&mut self, at: u8) {
+    pub(in crate::nsqd) fn empty_channel(&mut self, at: Index) {
         let Some(channel) = self.channel_mut(at).filter(|channel| channel.is_used()) else {
             return;
         };
@@ -361,14 +362,14 @@ impl Shared<'_> {
         self.changed();
     }
 
-    pub(in crate::nsqd) fn pause_topic(&mut self, now: Instant, at: u8, paused: bool) {
+    pub(in crate::nsqd) fn pause_topic(&mut self, now: Instant, at: Index, paused: bool) {
         if let Some(topic) = self.topic_mut(at) {
             topic.paused = paused;
         }
         self.flow(now, at);
     }
 
-    pub(in crate::nsqd) fn pause_channel(&mut self, at: u8, paused: bool) {
+    pub(in crate::nsqd) fn pause_channel(&mut self, at: Index, paused: bool) {
         if let Some(channel) = self.channel_mut(at) {
             channel.paused = paused;
         }
@@ -381,7 +382,7 @@ impl Shared<'_> {
     }
 
     /// Ends a client's subscription. Its messages in flight are requeued at once.
-    pub(in crate::nsqd) fn leave(&mut self, now: Instant, id: u8) {
+    pub(in crate::nsqd) fn leave(&mut self, now: Instant, id: Index) {
         let Some(subscription) = self.subscription_mut(id) else { return };
         let at = subscription.channel;
         *subscription = Subscription::EMPTY;
@@ -411,7 +412,7 @@ impl Shared<'_> {
     }
 
     /// Subscribes a client to a channel.
-    pub(in crate::nsqd) fn join(&mut self, id: u8, at: u8) {
+    pub(in crate::nsqd) fn join(&mut self, id: Index, at: Index) {
         let Some(channel) = self.channel_mut(at) else { return };
         channel.clients = channel.clients.saturating_add(1);
         let deliveries = channel.deliveries;

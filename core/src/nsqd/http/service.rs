@@ -9,6 +9,7 @@ use crate::http::{
     self, Body, Content, End, Method, Piece, Refusal, Request, Route, Service, Status, Value,
 };
 use crate::name::{ChannelName, TopicName};
+use crate::nsqd::Index;
 use crate::nsqd::table::Origin;
 use crate::time::Instant;
 use crate::wire::Write;
@@ -136,7 +137,7 @@ impl RequestContext<'_, '_> {
         &mut self,
         now: Instant,
         to: Endpoint,
-        topic: u8,
+        topic: Index,
         channel: &ChannelName,
     ) -> Result<(), Refusal> {
         if matches!(to, Endpoint::CreateChannel) {
@@ -315,7 +316,7 @@ impl Service for RequestContext<'_, '_> {
             Endpoint::PutOption => self.put_option(request)?,
             Endpoint::Stats => {
                 // Messages that became due count in the depth, no longer as deferred.
-                for channel in 0..self.shared.channels.len() as u8 {
+                for channel in 0..self.shared.channels.len() as Index {
                     self.shared.release_due(now, channel);
                 }
                 Task::Stats(Stats::new(request)?)

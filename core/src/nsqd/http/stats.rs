@@ -10,8 +10,9 @@ use super::{Client, Shared, text};
 use crate::http::emit::{emit_i64, emit_ip, emit_remote, emit_text, emit_u64};
 use crate::http::{Content, Piece, Refusal, Request};
 use crate::name::{ChannelName, TopicName};
+use crate::nsqd::Index;
 use crate::nsqd::status::ClientStatus;
-use crate::nsqd::table::{Channel, Topic};
+use crate::nsqd::table::{Channel, NONE, Topic};
 use crate::time::Instant;
 use crate::wire::Write;
 
@@ -25,11 +26,11 @@ pub(super) struct Stats {
     /// The channel being written or last written; at first the requested channel.
     channel: ChannelName,
     /// The numbers of topics written so far, of this topic's channels, and of this list's clients.
-    topics: u8,
-    channels: u8,
-    clients: u8,
+    topics: Index,
+    channels: Index,
+    clients: Index,
     /// The index of the client being written, or the first index to try next.
-    client: u8,
+    client: Index,
     /// The remote port of the client being written; 0 if unknown.
     port: u16,
 }
@@ -161,8 +162,8 @@ impl Stats {
     }
 
     /// Returns the next topic to write, by name.
-    fn following_topic<'v>(&self, view: &View<'v, '_>) -> Option<(u8, &'v Topic)> {
-        let is_wanted = |at: u8| {
+    fn following_topic<'v>(&self, view: &View<'v, '_>) -> Option<(Index, &'v Topic)> {
+        let is_wanted = |at: Index| {
             !self.shape.only_channel || view.shared.find_channel(at, &self.channel).is_some()
         };
         if self.shape.only_topic {
@@ -170,7 +171,7 @@ impl Stats {
             return found.filter(|(at, _)| is_wanted(*at));
         }
         let after = (self.topics > 0).then_some(self.topic.as_bytes());
-        let topics = (0..=u8::MAX).zip(view.shared.topics.iter());
+        let topics = (0..NONE).zip(view.shared.topics.iter());
         topics
             .filter(|(at, topic)| topic.is_used() && is_wanted(*at))
             .filter(|(_, topic)| after.is_none_or(|after| topic.name.as_bytes() > after))
@@ -200,14 +201,14 @@ impl Stats {
     }
 
     /// Returns the topic's next channel to write, by name.
-    fn following_channel<'v>(&self, view: &View<'v, '_>) -> Option<(u8, &'v Channel)> {
+    fn following_channel<'v>(&self, view: &View<'v, '_>) -> Option<(Index, &'v Channel)> {
         let (topic, _) = view.topic(&self.topic)?;
         if self.shape.only_channel {
             let at = view.shared.find_channel(topic, &self.channel)?;
             return if self.channels == 0 { Some((at, view.shared.channel(at)?)) } else { None };
         }
         let after = (self.channels > 0).then_some(self.channel.as_bytes());
-        let channels = (0..=u8::MAX).zip(view.shared.channels.iter());
+        let channels = (0..NONE).zip(view.shared.channels.iter());
         channels
             .filter(|(_, channel)| channel.is_used() && channel.topic == topic)
             .filter(|(_, channel)| after.is_none_or(|after| channel.name.as_bytes() > after))
@@ -234,7 +235,7 @@ impl Stats {
         if fits {
             self.channel = channel.name;
             self.channels = self.channels.saturating_add(1);
-            self.client = if shape.with_clients { 0 } else { u8::MAX };
+            self.client = if shape.with_clients { 0 } else { NONE };
             self.clients = 0;
         }
         self.go(fits, Step::Client)
@@ -289,7 +290,7 @@ impl Stats {
         &mut self,
         view: &View<'_, '_>,
         piece: &mut Piece<'_>,
-        at: u8,
+        at: Index,
         client: &ClientStatus<'_>,
         text_next: Step,
         json_next: Step,
@@ -351,7 +352,7 @@ struct View<'v, 'a> {
 }
 
 impl<'v> View<'v, '_> {
-    fn topic(&self, name: &TopicName) -> Option<(u8, &'v Topic)> {
+    fn topic(&self, name: &TopicName) -> Option<(Index, &'v Topic)> {
         // A free slot has no name.
         let at = self.shared.find_topic(name).filter(|_| *name != TopicName::NONE)?;
         Some((at, self.shared.topic(at)?))
@@ -360,10 +361,10 @@ impl<'v> View<'v, '_> {
     /// Returns the first connected client with an index of at least `from` that matches.
     fn client(
         &self,
-        from: u8,
+        from: Index,
         is_match: impl Fn(&ClientStatus<'_>) -> bool,
-    ) -> Option<(u8, ClientStatus<'v>)> {
-        let clients = (0..=u8::MAX).zip(self.clients).skip(from.into());
+    ) -> Option<(Index, ClientStatus<'v>)> {
+        let clients = (0..NONE).zip(self.clients).skip(from.into());
         clients
             .filter_map(|(at, client)| Some((at, client.status(self.shared, at)?)))
             .find(|(_, client)| is_match(client))
