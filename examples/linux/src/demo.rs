@@ -1,4 +1,4 @@
-//! `nanonsq` without a command: a directory, two sensor nodes and a consumer on loopback.
+//! `nanonsq demo`: a directory, two sensor nodes and a consumer on loopback.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -24,7 +24,7 @@ use nanonsq_core::time::Span;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TcpListener, TokioSleep};
 
 use crate::flags::SECONDS_MAX;
-use crate::output::{cannot_print, has_output, plain};
+use crate::output::{self, cannot_print, has_output, plain};
 use crate::signals::interrupts;
 use crate::system::{seed, unix_time};
 use crate::view::{Row, View};
@@ -48,7 +48,16 @@ const LAST: Duration = Duration::from_secs(5);
 /// Time before the demo prints that it waits for them.
 const SOON: Duration = Duration::from_millis(500);
 
+fn help() -> String {
+    output::help(
+        "0 if no reading was lost, else 1; 2 for invalid flags",
+        &[("seconds of --for", SECONDS_MAX)],
+        "nanonsq demo --for 10",
+    )
+}
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = help(), allow_negative_numbers = true)]
 pub(crate) struct Args {
     /// End the demo after this time.
     #[arg(long = "for", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=SECONDS_MAX))]

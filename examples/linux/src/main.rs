@@ -21,31 +21,24 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// What follows the commands in the help.
+const START: &str = "\
+Start here:
+  nanonsq demo             see all of it at work, in one process
+  nanonsq COMMAND --help   flags, bounds and exit status of a command";
+
 /// NSQ in bounded memory, on a desktop.
-///
-/// Without a command: a demo with a directory, two nodes and a consumer in one process.
 #[derive(Debug, Parser)]
-#[command(name = "nanonsq", version, args_conflicts_with_subcommands = true,
-    allow_negative_numbers = true, after_help = help())]
+#[command(name = "nanonsq", version, arg_required_else_help = true, after_help = START)]
 struct Cli {
     #[command(subcommand)]
-    command: Option<Command>,
-
-    #[command(flatten)]
-    demo: demo::Args,
-}
-
-/// Returns the end of the demo's help.
-fn help() -> String {
-    output::help(
-        "0 if no reading was lost, else 1; 2 for invalid flags. Commands have their own",
-        &[("seconds of --for", flags::SECONDS_MAX)],
-        "",
-    )
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show a directory, two nodes and a consumer at work, in one process.
+    Demo(demo::Args),
     /// Publish lines, or fixed-size records, to a topic.
     Pub(publisher::Args),
     /// Consume a topic, and print its messages.
@@ -86,11 +79,11 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             // Boxed, so that the future of one command is not as large as the largest.
             let status = runtime.block_on(async {
                 match &cli.command {
-                    None => Box::pin(demo::run(&cli.demo)).await,
-                    Some(Command::Pub(args)) => Box::pin(publisher::run(args)).await,
-                    Some(Command::Sub(args)) => Box::pin(subscribe::run(args)).await,
-                    Some(Command::Node(args)) => Box::pin(nsqd::run(args)).await,
-                    Some(Command::Lookupd(args)) => Box::pin(lookupd::run(args)).await,
+                    Command::Demo(args) => Box::pin(demo::run(args)).await,
+                    Command::Pub(args) => Box::pin(publisher::run(args)).await,
+                    Command::Sub(args) => Box::pin(subscribe::run(args)).await,
+                    Command::Node(args) => Box::pin(nsqd::run(args)).await,
+                    Command::Lookupd(args) => Box::pin(lookupd::run(args)).await,
                 }
             });
             // Do not wait for names that are still being resolved.

@@ -69,7 +69,7 @@ async fn a_hangup_is_a_request_to_stop() {
         server.run.signal(Signal::HUP);
         server.run.end().await.expect(0, &["stopping"]);
     }
-    let demo = Run::start(&[]);
+    let demo = Run::start(&["demo"]);
     demo.until_it_prints(20).await;
     demo.signal(Signal::HUP);
     demo.end().await.expect(0, &[]);
@@ -167,7 +167,8 @@ async fn a_full_standard_error_is_no_failure() {
         signal(&server, Signal::TERM);
         assert_eq!(code(&mut server).await, Some(0), "{command}");
     }
-    let mut demo = nanonsq(&["--for=1"]).stdout(Stdio::null()).stderr(full()).spawn().unwrap();
+    let mut demo =
+        nanonsq(&["demo", "--for=1"]).stdout(Stdio::null()).stderr(full()).spawn().unwrap();
     assert_eq!(code(&mut demo).await, Some(0));
     // Other failures keep their status.
     for (args, status) in [(&["sub"][..], 2), (&["node", "--mem=1"], 1), (&["--help"], 1)] {
@@ -184,7 +185,7 @@ async fn a_full_standard_output_is_a_failure_that_loses_no_message() {
     publish_numbers(&nsqd, 100).await;
     let address = nsqd.tcp_address().to_string();
     let sub = ["sub", "--topic=t", "--channel=c", "--nsqd-tcp-address", &address];
-    for args in [&sub[..], &["--for=9"], &["--help"], &["node", "--help"], &["--version"]] {
+    for args in [&sub[..], &["demo", "--for=9"], &["--help"], &["node", "--help"], &["--version"]] {
         let run = nanonsq(args).stdout(full()).stderr(Stdio::piped()).spawn().unwrap();
         let output = tokio::time::timeout(SOON, run.wait_with_output()).await.unwrap().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
@@ -192,7 +193,7 @@ async fn a_full_standard_output_is_a_failure_that_loses_no_message() {
         assert!(text.contains("error: cannot write to standard output: No space left"), "{text}");
     }
     // Standard output closed before the start: writes succeed, so the program must check for that.
-    for args in [&sub[..], &["--for=9"], &["--version"]] {
+    for args in [&sub[..], &["demo", "--for=9"], &["--version"]] {
         let mut run = Command::new("sh");
         run.args(["-c", "exec \"$0\" \"$@\" >&-", NANONSQ]).args(args);
         let output = tokio::time::timeout(SOON, run.output()).await.unwrap().unwrap();
@@ -287,7 +288,7 @@ async fn an_invalid_number_is_an_error_that_names_the_flag() {
         }
     }
     for number in NUMBERS {
-        try_number(vec!["--for".to_owned(), number.to_owned()], "--for".to_owned()).await;
+        try_number(["demo", "--for", number].map(str::to_owned).to_vec(), "--for".to_owned()).await;
     }
     assert!(flags >= 29, "{flags}");
 }
@@ -333,7 +334,7 @@ async fn the_text_of_a_server_cannot_forge_a_line_of_the_log() {
 /// The demo prints messages that anybody publishes.
 #[tokio::test]
 async fn the_demo_escapes_control_characters() {
-    let demo = Run::start(&[]);
+    let demo = Run::start(&["demo"]);
     demo.until_it_prints(20).await;
     let printed = demo.printed().join("\n");
     let (_, rest) = printed.split_once("curl -d 'hello' 'http://").unwrap();

@@ -2,6 +2,7 @@
 //! need `cargo xtask peers` and otherwise print that they are skipped.
 
 mod edges;
+mod options;
 mod refused;
 mod run;
 mod servers;

@@ -213,8 +213,8 @@ async fn invalid_flags_are_errors() {
         ["node", "--max-rdy-count=0"],
         ["node", "--tcp-address=4150"],
         ["lookupd", "--tombstone-lifetime=-1s"],
-        ["--for=0", "node"],
-        ["--for=5", "node"],
+        ["demo", "--for=0"],
+        ["--for=5", "demo"],
     ] {
         assert_eq!(Run::start(&args).end().await.code, Some(2), "{args:?}");
     }
@@ -255,7 +255,7 @@ async fn a_stopped_node_logs_the_number_of_lost_messages() {
 /// Two demos at a time: for one of them NSQ's ports are in use.
 #[tokio::test]
 async fn the_demo_ends_after_its_time_and_nothing_is_lost() {
-    let runs = [Run::start(&["--for", "3"]), Run::start(&["--for", "3"])];
+    let runs = [(); 2].map(|()| Run::start(&["demo", "--for", "3"]));
     for run in runs {
         let ended = run.end().await;
         ended.expect(0, &[]);
@@ -273,6 +273,7 @@ async fn the_demo_ends_after_its_time_and_nothing_is_lost() {
 #[tokio::test]
 async fn the_demo_ends_when_its_output_is_closed() {
     let mut demo = Command::new(env!("CARGO_BIN_EXE_nanonsq"))
+        .arg("demo")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
@@ -288,7 +289,7 @@ async fn the_demo_ends_when_its_output_is_closed() {
 
 #[tokio::test]
 async fn the_demo_ends_on_ctrl_c() {
-    let run = Run::start(&[]);
+    let run = Run::start(&["demo"]);
     run.until_it_prints(20).await;
     let start = Instant::now();
     run.signal(Signal::INT);
