@@ -17,6 +17,10 @@
 //! | [`Listener`], or [`Accept`] in an [`AcceptSlot`] | accepting | nsqd, nsqlookupd |
 //! | [`Sleep`] | the clock, one timer, optionally wakers | everything |
 //!
+//! A byte stream of `embedded-io-async` is a transport already, as [`Stream`] or through a [`pump`],
+//! and a TCP stack of `embedded-nal-async` a dialer, [`NalDialer`]; they are behind the features
+//! of these names.
+//!
 //! 1. *Poll, do not await.* `poll_read` and `poll_write` move bytes now, or arrange for `cx`'s
 //!    waker to be woken and return `Pending`. The driver calls them while it holds the session's
 //!    lock, so they must neither block nor call a handle. A transport whose own futures are not
@@ -45,17 +49,23 @@ mod connection;
 #[cfg(feature = "consumer")]
 pub mod consumer;
 mod gathering;
+#[cfg(feature = "embedded-nal-async")]
+mod nal;
 #[cfg(feature = "nsqd")]
 pub mod nsqd;
 #[cfg(feature = "nsqlookupd")]
 pub mod nsqlookupd;
 #[cfg(feature = "publisher")]
 pub mod publisher;
+#[cfg(feature = "embedded-io-async")]
+pub mod pump;
 #[cfg(feature = "registration")]
 pub mod registration;
 #[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 mod server;
 mod shared;
+#[cfg(feature = "embedded-io-async")]
+mod stream;
 mod waiters;
 
 use core::fmt;
@@ -71,8 +81,12 @@ use crate::time::Instant;
 pub use accept::Port;
 pub use accept_slot::{Accept, AcceptSlot};
 pub use gathering::{Gathered, Gathering};
+#[cfg(feature = "embedded-nal-async")]
+pub use nal::{NalDialer, NoDns};
 #[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 pub use server::Ports;
+#[cfg(feature = "embedded-io-async")]
+pub use stream::Stream;
 pub use waiters::WAITERS_MAX;
 
 /// A connected byte stream.

@@ -14,4 +14,5 @@ mod publisher;
 mod registration;
 mod running;
 mod servers;
+mod streams;
 mod world;
