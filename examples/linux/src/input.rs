@@ -60,6 +60,11 @@ impl Input {
             && polled[0].revents().contains(PollFlags::HUP)
     }
 
+    /// Returns whether the input is a file, which has an end.
+    pub(crate) fn is_file(&self) -> bool {
+        self.is_file
+    }
+
     /// Waits for the next record; `None` at the end.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Record>> {
         loop {

@@ -16,7 +16,7 @@ use nanonsq_core::session::Closed;
 use nanonsq_std::{NoopRawMutex, TokioSleep};
 
 use crate::flags::{GoDuration, Listen, broadcast};
-use crate::output::{self, say};
+use crate::output;
 use crate::report::watch_turned_away;
 use crate::signals::{self, interrupts};
 use crate::system::{Once, hostname, lend, listening, port, unix_time};
@@ -133,7 +133,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         Either4::Fourth(()) => return Err("interrupted again: stopped at once".to_owned()),
     }
     let counters = directory.counters();
-    say(format_args!(
+    output::summary(format_args!(
         "{} nodes registered, {} refused, {} timed out; {} HTTP requests, {} refused; {} without room; {} \
          callers turned away",
         counters.identified,

@@ -7,11 +7,13 @@ mod demo;
 mod flags;
 mod input;
 mod lookupd;
+mod not_here;
 mod nsqd;
 mod output;
 mod progress;
 mod publisher;
 mod report;
+mod settings;
 mod signals;
 mod subscribe;
 mod system;
@@ -29,10 +31,14 @@ Start here:
 
 /// NSQ in bounded memory, on a desktop.
 #[derive(Debug, Parser)]
-#[command(name = "nanonsq", version, arg_required_else_help = true, after_help = START)]
+#[command(name = "nanonsq", version, propagate_version = true, arg_required_else_help = true,
+    after_help = START)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
+
+    #[command(flatten)]
+    common: settings::Common,
 }
 
 #[derive(Debug, Subcommand)]
@@ -56,11 +62,12 @@ enum Command {
 const STACK: usize = 32 << 20;
 
 fn main() -> ExitCode {
-    output::start_log();
-    let cli = match Cli::try_parse() {
+    let args = std::env::args_os().collect();
+    let cli: Cli = match settings::parse(args, |name| std::env::var_os(name)) {
         Ok(cli) => cli,
         Err(usage) => return output::usage(&usage),
     };
+    output::start_log(cli.common.level(), cli.common.quiet);
     let thread = std::thread::Builder::new().stack_size(STACK).spawn(move || run(&cli));
     let status = match thread.map(std::thread::JoinHandle::join) {
         Ok(Ok(status)) => status,
@@ -68,8 +75,8 @@ fn main() -> ExitCode {
         Err(error) => Err(format!("no thread: {error}")),
     };
     status.unwrap_or_else(|message| {
-        output::say(format_args!("error: {message}"));
-        ExitCode::FAILURE
+        output::fail(&message);
+        signals::failure()
     })
 }
 

@@ -18,7 +18,7 @@ use nanonsq_core::session::Closed;
 use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 
 use crate::flags::{GoDuration, Listen, broadcast};
-use crate::output::{self, say};
+use crate::output;
 use crate::report::{watch_in_flight, watch_lookups, watch_turned_away};
 use crate::signals::{self, interrupts};
 use crate::system::{Once, hostname, lend, listening, memory, port, seed, unix_time};
@@ -283,7 +283,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         warn!("unfinished messages, which were in memory only: {left}");
     }
     let counters = node.counters();
-    say(format_args!(
+    output::summary(format_args!(
         "{} messages taken, {} delivered, {} finished, {} requeued, {} timed out, {} dropped; \
          {} connections, {} turned away",
         counters.accepted,

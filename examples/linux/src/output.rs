@@ -10,10 +10,12 @@ use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use env_filter::Filter;
-use log::{Log, Metadata, Record};
+use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::{progress, signals};
 
@@ -66,17 +68,72 @@ impl Log for Lines {
     fn log(&self, record: &Record<'_>) {
         if self.filter.matches(record) {
             let level = record.level().as_str().to_lowercase();
-            let text = record.args().to_string();
-            draw(&format!("{}{level}: {}\n", self.clear, plain(&text)));
+            draw(&format!("{}{}", self.clear, log_line(&level, &record.args().to_string())));
         }
     }
 
     fn flush(&self) {}
 }
 
-/// Starts the log, with the filter of the environment variable `RUST_LOG`.
-pub(crate) fn start_log() {
-    let wanted = std::env::var("RUST_LOG");
+fn log_line(level: &str, text: &str) -> String {
+    let time = if *HAS_TIME { rfc_3339(SystemTime::now()) + " " } else { String::new() };
+    format!("{time}{level}: {}\n", plain(text))
+}
+
+/// Logs the error that ends the program, whatever is logged.
+pub(crate) fn fail(error: &str) {
+    draw(&log_line("error", error));
+}
+
+/// Prints what a command has done, unless `--quiet` is given.
+pub(crate) fn summary(line: impl Display) {
+    if !is_quiet() {
+        say(line);
+    }
+}
+
+pub(crate) fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Whether lines of the log begin with the time: not on a terminal, nor in systemd's journal, which
+/// has it.
+static HAS_TIME: LazyLock<bool> = LazyLock::new(|| {
+    let stderr = io::stderr();
+    let is_journal = rustix::fs::fstat(&stderr).is_ok_and(|stat| {
+        let journal = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+        journal == format!("{}:{}", stat.st_dev, stat.st_ino)
+    });
+    !stderr.is_terminal() && !is_journal
+});
+
+/// Returns a time as in RFC 3339, in UTC, with milliseconds.
+fn rfc_3339(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = since.as_secs();
+    // Years of 400 years begin in March: the day that not all of them have is the last one.
+    let days = seconds / 86_400 + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = 400 * era + year + u64::from(month <= 2);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let ms = since.subsec_millis();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+}
+
+/// Starts the log at a level, or with the filter of the environment variable `RUST_LOG`.
+pub(crate) fn start_log(level: Option<LevelFilter>, quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+    let wanted = match level {
+        Some(level) => Ok(format!("nanonsq={level}")),
+        None => std::env::var("RUST_LOG"),
+    };
     let mut filter = env_filter::Builder::new();
     let bad = filter.try_parse(wanted.as_deref().unwrap_or(LOGGED)).err();
     if bad.is_some() {
@@ -165,7 +222,24 @@ pub(crate) fn cannot_print(error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn times_are_written_as_in_rfc_3339() {
+        // As `date --utc --iso-8601=seconds --date @...` has them.
+        for (ms, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399_999, "2000-02-28T23:59:59.999Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (951_868_800_000, "2000-03-01T00:00:00.000Z"),
+            (1_735_689_599_001, "2024-12-31T23:59:59.001Z"),
+            (4_107_542_400_050, "2100-03-01T00:00:00.050Z"),
+        ] {
+            assert_eq!(rfc_3339(UNIX_EPOCH + Duration::from_millis(ms)), text);
+        }
+    }
 
     #[test]
     fn control_characters_are_escaped() {

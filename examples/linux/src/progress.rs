@@ -26,7 +26,7 @@ impl Progress {
     /// Creates the progress line. `typed`: the input is typed on the terminal, so draw no line.
     pub(crate) fn new(typed: bool) -> Self {
         let now = Instant::now();
-        let live = std::io::stderr().is_terminal() && !typed;
+        let live = std::io::stderr().is_terminal() && !typed && !output::is_quiet();
         Self { live, start: now, drawn: (now, 0) }
     }
 
@@ -54,7 +54,7 @@ impl Progress {
         if self.live {
             output::draw(CLEAR);
         }
-        output::say(summary(counters, skipped, self.start.elapsed()));
+        output::summary(summary(counters, skipped, self.start.elapsed()));
     }
 }
 

@@ -38,7 +38,8 @@ const GOODBYE: Duration = Duration::from_secs(2);
 
 fn help() -> String {
     output::help(
-        "0 if nsqd acknowledged every message of the input, else 1; 2 for invalid flags",
+        "0 if nsqd acknowledged every message of the input, or of what was read before a signal ended it;\n  \
+         else 1, also if a signal left part of a file; 2 for invalid flags",
         &[
             ("nsqds", u8::MAX.into()),
             ("nsqlookupds", PEERS_MAX as u64),
@@ -157,7 +158,7 @@ impl Args {
 }
 
 /// Runs until all messages are acknowledged or delivery fails. The status is a success only if
-/// every message of the input was acknowledged.
+/// every message of the input was acknowledged: up to a signal, if the input has no end, as a pipe.
 pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     let secret = args.secret.read()?;
     let outbox_size = args.outbox_size()?;
@@ -275,7 +276,9 @@ async fn feed(
     };
     let limit = Duration::from_secs(args.drain_timeout);
     match tokio::time::timeout(limit, publisher.idle()).await {
-        Ok(()) if interrupted => Err("interrupted before the end of the input".to_owned()),
+        Ok(()) if interrupted && input.is_file() => {
+            Err("interrupted before the end of the file".to_owned())
+        }
         Ok(()) => Ok(()),
         Err(_) => Err(format!(
             "nsqd did not acknowledge everything within --drain-timeout {} s",

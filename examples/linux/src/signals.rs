@@ -11,7 +11,7 @@
 
 use std::future::pending;
 use std::io;
-use std::process::exit;
+use std::process::{ExitCode, exit};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
@@ -27,15 +27,26 @@ const SAME: Duration = Duration::from_millis(500);
 /// Time for the program's last output after the second signal.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
+/// The exit status after the second signal, that of a program which SIGINT kills.
+const STOPPED: u8 = 130;
+
 /// The part of the help of all commands about signals.
 pub(crate) const HELP: &str = "\
 Signals:
   SIGINT (Ctrl-C), SIGTERM or SIGHUP ends it in order, another one at least 500 ms later at once, with
-  status 1. Under nohup SIGHUP is ignored.";
+  status 130. Under nohup SIGHUP is ignored.";
 
 /// Makes signals requests from now on; they no longer kill the process.
 pub(crate) fn catch() {
     let _ = requests();
+}
+
+/// Returns the status of a failure: another one if a second request has stopped the program.
+pub(crate) fn failure() -> ExitCode {
+    match requests() {
+        Some(requests) if *requests.borrow() >= 2 => ExitCode::from(STOPPED),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 /// Waits for `count` requests: 1 to stop in order, 2 to stop at once.
@@ -119,7 +130,7 @@ async fn wait(caught: &mut Caught, requested: &watch::Sender<u8>) {
     let _ = requested.send(2);
     sleep(LAST_OUTPUT).await;
     // Without output, in which the program may hang.
-    exit(1);
+    exit(STOPPED.into());
 }
 
 /// Returns whether SIGHUP was ignored when the program was started.

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use clap::ArgGroup;
 use embassy_futures::select::{Either3, select, select3};
 use log::{info, warn};
 use nanonsq_core::address::{Address, HOST_MAX};
@@ -18,7 +19,7 @@ use nanonsq_std::{NoopRawMutex, TcpDialer, TokioSleep};
 use tokio::io::AsyncWriteExt;
 
 use crate::flags::{SECRET_MAX, Secret};
-use crate::output::{self, cannot_print, has_output, is_closed, say};
+use crate::output::{self, cannot_print, has_output, is_closed};
 use crate::report::{explain, explain_answer, is_hopeless};
 use crate::signals::interrupts;
 use crate::system::{hostname, seed};
@@ -44,6 +45,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The most messages of one write.
 const BATCH: usize = 64;
 
+/// The flags of which one is required.
+const SOURCES: [&str; 2] = ["lookupd_http_address", "nsqd_tcp_address"];
+
 type Consuming<'a> = consumer::Handle<'a, NoopRawMutex, TokioSleep>;
 type Message<'a> = consumer::Message<'a, NoopRawMutex, TokioSleep>;
 
@@ -68,6 +72,7 @@ fn help() -> String {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = help(), allow_negative_numbers = true)]
+#[command(group = ArgGroup::new("sources").args(SOURCES).required(true).multiple(true))]
 pub(crate) struct Args {
     /// Topic to consume.
     #[arg(long)]
@@ -78,7 +83,7 @@ pub(crate) struct Args {
     channel: Option<ChannelName>,
 
     /// nsqlookupd to find nsqds with, as host:port of its HTTP port; repeatable.
-    #[arg(long, value_name = "ADDRESS", required_unless_present = "nsqd_tcp_address")]
+    #[arg(long, value_name = "ADDRESS")]
     lookupd_http_address: Vec<Address>,
 
     /// nsqd to consume from, as host:port; repeatable.
@@ -206,7 +211,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
 
     let counters = consumer.counters();
     if ended.is_ok() || counters.received > 0 {
-        say(summary(&counters, start.elapsed().as_secs_f64()));
+        output::summary(summary(&counters, start.elapsed().as_secs_f64()));
     }
     match (ended?, args.count) {
         (End::Interrupted, Some(count)) => Err(format!("interrupted before message {count}")),

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
-use crate::run::{Run, SOON};
+use crate::run::{Run, SOON, without_time};
 use crate::servers::Server;
 use crate::{file, left_in, numbers, publish_numbers, start_nsqd, stuck};
 
@@ -19,7 +19,7 @@ const NANONSQ: &str = env!("CARGO_BIN_EXE_nanonsq");
 /// Longer than the time in which another signal is the same request.
 const LATER: Duration = Duration::from_millis(600);
 
-fn nanonsq(args: &[&str]) -> Command {
+pub(crate) fn nanonsq(args: &[&str]) -> Command {
     let mut command = Command::new(NANONSQ);
     command.args(args).env_remove("RUST_LOG").stdin(Stdio::null()).kill_on_drop(true);
     command
@@ -57,8 +57,8 @@ async fn two_signals_at_once_are_one_request() {
         tokio::time::sleep(LATER).await;
         link.set_mode(Mode::Forward).await;
         let ended = run.end().await;
-        ended.expect(1, &["3 accepted, 3 acknowledged"]);
-        assert_eq!(ended.lines("error"), ["error: interrupted before the end of the input"]);
+        ended.expect(0, &["3 accepted, 3 acknowledged"]);
+        assert_eq!(ended.lines("error"), [""; 0]);
     }
 }
 
@@ -128,7 +128,7 @@ async fn the_second_signal_ends_a_program_that_hangs() {
     signal(&child, Signal::INT);
     tokio::time::sleep(LATER).await;
     signal(&child, Signal::INT);
-    assert_eq!(code(&mut child).await, Some(1));
+    assert_eq!(code(&mut child).await, Some(130));
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
 }
 
@@ -198,7 +198,10 @@ async fn a_full_standard_output_is_a_failure_that_loses_no_message() {
         run.args(["-c", "exec \"$0\" \"$@\" >&-", NANONSQ]).args(args);
         let output = tokio::time::timeout(SOON, run.output()).await.unwrap().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), &*text), (Some(1), "error: standard output is closed\n"));
+        // Where there is a log, it has times.
+        let line = if args.len() == 1 { Some(&*text) } else { without_time(&text) };
+        let says = "error: standard output is closed\n";
+        assert_eq!((output.status.code(), line), (Some(1), Some(says)));
     }
     left_in(&nsqd, 100).await;
     // `--help | head -0`, and files that were closed before: `>&-`, `2>&-`.
@@ -326,7 +329,8 @@ async fn the_text_of_a_server_cannot_forge_a_line_of_the_log() {
                 !line.split(": forged").next().unwrap().ends_with("info") || line.contains('\\')
             );
         }
-        assert_eq!(ended.lines("info: forged"), [""; 0]);
+        let forged = |line: &str| ["info", "warn", "error"].iter().any(|l| line.starts_with(l));
+        assert!(!ended.stderr.lines().any(forged), "{}", ended.stderr);
     }
     serving.abort();
 }

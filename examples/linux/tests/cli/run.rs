@@ -146,8 +146,16 @@ impl Ended {
         }
     }
 
-    /// Returns the lines of standard error that begin with `start`.
+    /// Returns the lines of the log, which have a time, that go on with `start`.
     pub(crate) fn lines(&self, start: &str) -> Vec<&str> {
-        self.stderr.lines().filter(|line| line.starts_with(start)).collect()
+        let logged = self.stderr.lines().filter_map(without_time);
+        logged.filter(|line| line.starts_with(start)).collect()
     }
+}
+
+/// Returns a line of the log without the time before it; `None` if there is none.
+pub(crate) fn without_time(line: &str) -> Option<&str> {
+    let (time, rest) = line.split_once(' ')?;
+    let shape = time.chars().map(|char| if char.is_ascii_digit() { '0' } else { char });
+    shape.eq("0000-00-00T00:00:00.000Z".chars()).then_some(rest)
 }
