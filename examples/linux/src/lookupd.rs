@@ -19,7 +19,7 @@ use crate::flags::{GoDuration, Listen, broadcast};
 use crate::output;
 use crate::report::watch_turned_away;
 use crate::signals::{self, interrupts};
-use crate::system::{Once, hostname, lend, listening, port, unix_time};
+use crate::system::{Once, hostname, lend, listening, notify, port, unix_time};
 
 /// Sizes of the tables. Each of the `WORDS` has a bit for each of 32 nodes.
 const NODES: usize = 256;
@@ -114,9 +114,11 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     signals::catch();
     listening("TCP", &tcp)?;
     listening("HTTP", &http)?;
+    notify("READY=1");
 
     let stop = async {
         interrupts(1).await;
+        notify("STOPPING=1");
         info!("stopping: closing connections");
         directory.stop().await;
     };

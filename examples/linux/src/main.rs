@@ -5,6 +5,7 @@
 
 mod demo;
 mod flags;
+mod generate;
 mod input;
 mod lookupd;
 mod not_here;
@@ -21,7 +22,7 @@ mod view;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// What follows the commands in the help.
 const START: &str = "\
@@ -55,6 +56,12 @@ enum Command {
     /// Be a small nsqlookupd, in bounded memory.
     #[command(visible_alias = "nsqlookupd")]
     Lookupd(lookupd::Args),
+    /// Print completions for a shell.
+    #[command(hide = true)]
+    Completions(generate::Completions),
+    /// Write man pages.
+    #[command(hide = true)]
+    Man(generate::Man),
 }
 
 /// The stack of the one thread. Futures are made on it before they are moved to where they stay,
@@ -91,6 +98,8 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
                     Command::Sub(args) => Box::pin(subscribe::run(args)).await,
                     Command::Node(args) => Box::pin(nsqd::run(args)).await,
                     Command::Lookupd(args) => Box::pin(lookupd::run(args)).await,
+                    Command::Completions(args) => generate::completions(args, Cli::command()),
+                    Command::Man(args) => generate::man(args, Cli::command()),
                 }
             });
             // Do not wait for names that are still being resolved.

@@ -21,7 +21,7 @@ use crate::flags::{GoDuration, Listen, broadcast};
 use crate::output;
 use crate::report::{watch_in_flight, watch_lookups, watch_turned_away};
 use crate::signals::{self, interrupts};
-use crate::system::{Once, hostname, lend, listening, memory, port, seed, unix_time};
+use crate::system::{Once, hostname, lend, listening, memory, notify, port, seed, unix_time};
 
 /// Sizes of the tables.
 const TOPICS: usize = 250;
@@ -249,10 +249,12 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
     signals::catch();
     listening("TCP", &tcp)?;
     listening("HTTP", &http)?;
+    notify("READY=1");
 
     let registration = runner.lookup();
     let stop = async {
         interrupts(1).await;
+        notify("STOPPING=1");
         info!("stopping: leaving nsqlookupds, closing connections");
         node.stop().await;
     };

@@ -81,7 +81,7 @@ pub(crate) fn parse<T: Parser>(
     };
     let matches = optional(T::command().mut_subcommands(optional)).try_get_matches_from(&args)?;
     if let Some((name, given)) = matches.subcommand()
-        && let Some(of) = command.find_subcommand(name)
+        && let Some(of) = command.find_subcommand(name).filter(|of| !of.is_hide_set())
     {
         let more = Others { command: &command, of, given, variable: &variable };
         args.extend(more.arguments().map_err(fail)?);

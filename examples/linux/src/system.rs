@@ -1,9 +1,13 @@
 //! Functions of the operating system.
 
+#[cfg(target_os = "linux")]
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use log::info;
+use log::{info, warn};
 use nanonsq_std::TcpListener;
 
 pub(crate) fn hostname() -> String {
@@ -26,6 +30,22 @@ pub(crate) fn listening(what: &str, listener: &TcpListener) -> Result<(), String
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     info!("{what}: listening on {address}");
     Ok(())
+}
+
+/// Tells systemd the state of a server, if it asked for that (`Type=notify`): `READY=1`,
+/// `STOPPING=1`. Does what sd_notify(3) does.
+pub(crate) fn notify(state: &str) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let address = match socket.as_bytes().strip_prefix(b"@") {
+        #[cfg(target_os = "linux")]
+        Some(name) => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(&socket),
+    };
+    let sent = address
+        .and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    if let Err(error) = sent {
+        warn!("NOTIFY_SOCKET {}: {error}", socket.display());
+    }
 }
 
 /// Returns the port on which a server listens.

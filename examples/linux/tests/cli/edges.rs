@@ -30,11 +30,11 @@ fn full() -> File {
     File::options().write(true).open("/dev/full").unwrap()
 }
 
-fn signal(child: &Child, signal: Signal) {
+pub(crate) fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_raw(child.id().unwrap() as i32).unwrap(), signal).unwrap();
 }
 
-async fn code(child: &mut Child) -> Option<i32> {
+pub(crate) async fn code(child: &mut Child) -> Option<i32> {
     tokio::time::timeout(SOON, child.wait()).await.expect("it ends").unwrap().code()
 }
 

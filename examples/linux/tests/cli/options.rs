@@ -1,12 +1,14 @@
 //! What is common to all commands: help, the log, a file and variables, flags of NSQ's programs.
 
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::Stdio;
 
 use rustix::process::Signal;
 
-use crate::edges::nanonsq;
+use crate::edges::{code, nanonsq, signal};
 use crate::file;
-use crate::run::{Ended, Run, without_time};
+use crate::run::{Ended, Run, SOON, without_time};
 
 /// A command that fails, because nothing listens there, and what it takes for that.
 const FAILS: [&str; 4] =
@@ -82,6 +84,55 @@ async fn a_flag_outranks_a_variable_and_that_a_file() {
         let says = format!("error: --binary-size 9 is more than --max-msg-size {max}\n");
         assert_eq!(without_time(&text), Some(&*says), "{text}");
     }
+}
+
+/// With a socket of a path and with an abstract one, as systemd may give it.
+#[tokio::test]
+async fn a_server_tells_systemd_when_it_is_ready() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let name = format!("nanonsq-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    for (socket, given) in [
+        (UnixDatagram::bind(&path).unwrap(), path.to_str().unwrap().to_owned()),
+        (UnixDatagram::bind_addr(&address).unwrap(), format!("@{name}")),
+    ] {
+        socket.set_nonblocking(true).unwrap();
+        let socket = tokio::net::UnixDatagram::from_std(socket).unwrap();
+        let told = async || {
+            let mut bytes = [0; 64];
+            let len = tokio::time::timeout(SOON, socket.recv(&mut bytes)).await.unwrap().unwrap();
+            String::from_utf8(bytes[..len].to_vec()).unwrap()
+        };
+        for command in ["node", "lookupd"] {
+            let mut server = nanonsq(&[command, "--tcp-address=127.0.0.1:0"]);
+            server.arg("--http-address=127.0.0.1:0").env("NOTIFY_SOCKET", &given);
+            let mut server = server.stderr(Stdio::null()).spawn().unwrap();
+            assert_eq!(told().await, "READY=1", "{command}");
+            signal(&server, Signal::TERM);
+            assert_eq!(told().await, "STOPPING=1", "{command}");
+            assert_eq!(code(&mut server).await, Some(0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn completions_and_man_pages_have_all_commands() {
+    let commands = ["demo", "pub", "sub", "node", "lookupd"];
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let ended = Run::start(&["completions", shell]).end().await;
+        ended.expect(0, &[]);
+        let text = ended.printed.join("\n");
+        assert!(text.contains("max-unconsumed") && commands.iter().all(|name| text.contains(name)));
+    }
+    let directory = tempfile::tempdir().unwrap();
+    Run::start(&["man", directory.path().to_str().unwrap()]).end().await.expect(0, &[]);
+    let of = |command| directory.path().join(format!("nanonsq{command}.1"));
+    let page = |command| std::fs::read_to_string(of(command)).unwrap();
+    assert!(commands.iter().all(|name| page("").contains(&format!("nanonsq\\-{name}(1)"))));
+    assert!(page("-node").contains("max\\-unconsumed"), "{}", page("-node"));
+    assert!(!of("-man").exists());
+    Run::start(&["man", "/no/such"]).end().await.expect(1, &["error: /no/such: No such file"]);
 }
 
 #[tokio::test]
