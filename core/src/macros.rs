@@ -1,4 +1,4 @@
-//! Traces through the log that is enabled; payloads are never logged.
+//! Traces and warnings through the log that is enabled; payloads are never logged.
 
 /// Traces a state change through `defmt` if enabled, else through `log` if enabled, else not at
 /// all.
@@ -13,4 +13,14 @@ macro_rules! trace_state {
     }};
 }
 
-pub(crate) use trace_state;
+/// Warns through `defmt` if enabled, else through `log` if enabled, else not at all.
+macro_rules! warn_of {
+    ($text:literal) => {{
+        #[cfg(feature = "defmt")]
+        defmt::warn!($text);
+        #[cfg(all(feature = "log", not(feature = "defmt")))]
+        log::warn!($text);
+    }};
+}
+
+pub(crate) use {trace_state, warn_of};

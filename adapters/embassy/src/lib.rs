@@ -9,34 +9,31 @@
 //! use embassy_net::StackResources;
 //! use embassy_net::driver::Driver;
 //! use embassy_time::Timer;
-//! use nanonsq_core::drive::publisher;
-//! use nanonsq_core::name::TopicName;
 //! use nanonsq_core::publisher::Config;
 //! use nanonsq_core::{address, topic};
-//! use nanonsq_embassy::{EmbassySleep, NoopRawMutex, Sockets, TcpDialer, TcpStorage};
+//! use nanonsq_embassy::{Publisher, Sockets};
+//! use static_cell::{ConstStaticCell, StaticCell};
 //!
 //! const SOCKETS: usize = Sockets { dhcp: true, publishers: 1, ..Sockets::NONE }.count();
-//! const TOPIC: TopicName = topic!("readings");
+//! static RESOURCES: StaticCell<StackResources<SOCKETS>> = StaticCell::new();
+//! // An outbox of 4,096 bytes, and all else that the publisher needs.
+//! static PUBLISHER: ConstStaticCell<Publisher<4096>> = ConstStaticCell::new(Publisher::new());
 //!
-//! async fn node(driver: impl Driver, seed: u64) {
-//!     let mut resources = StackResources::<SOCKETS>::new();
+//! async fn node(driver: impl Driver + 'static, seed: u64) {
 //!     let network = embassy_net::Config::dhcpv4(Default::default());
-//!     let (stack, mut net) = embassy_net::new(driver, network, &mut resources, seed);
+//!     let resources = RESOURCES.init_with(StackResources::new);
+//!     let (stack, mut net) = embassy_net::new(driver, network, resources, seed);
 //!
 //!     let config = Config { client_id: "greenhouse-7", seed: seed as u32, ..Config::new() };
-//!     let nsqds = [address!("nsqd.example:4150")];
-//!     let mut tcp = TcpStorage::<512, 1536>::new();
-//!     let mut outbox = [0; 4096];
-//!     let mut shared = publisher::Resources::<NoopRawMutex>::new();
-//!     let dialer = TcpDialer::new(stack, &mut tcp);
-//!     let (nsq, mut runner) =
-//!         publisher::new(&mut shared, &config, &nsqds, &mut outbox, dialer, EmbassySleep)
-//!             .expect("a valid configuration");
+//!     let (nsq, mut runner) = PUBLISHER
+//!         .take()
+//!         .start(stack, [address!("nsqd.example:4150")], config)
+//!         .expect("a valid configuration");
 //!
 //!     let readings = async {
 //!         loop {
 //!             // Waits only while the outbox is full, connected or not.
-//!             let _ = nsq.publish(&TOPIC, b"21.5").await;
+//!             let _ = nsq.publish(&topic!("readings"), b"21.5").await;
 //!             Timer::after_secs(1).await;
 //!         }
 //!     };
@@ -45,11 +42,17 @@
 //! # fn main() {}
 //! ```
 //!
-//! Usually the three futures are tasks of their own and the storage is in `static` cells. A handle
-//! is `Copy`: give one to each task that publishes. [`NoopRawMutex`] is for tasks of one executor
-//! thread. The runner must stay on the thread of its [`Stack`](embassy_net::Stack) in any case.
-//! Only handles used from an interrupt executor or another core need
-//! [`CriticalSectionRawMutex`]; the runner then copies into the socket with interrupts off.
+//! Usually the three futures are tasks of their own. A handle is `Copy`: give one to each task that
+//! publishes. [`Consumer`] has a consumer in a cell. The runners of both log at level info when a
+//! connection is ready, lost or refused, with the feature `defmt` or `log`.
+//!
+//! Both are for tasks of one executor thread. For other ways (memory of one's own, other sizes of
+//! buffers, a node or a registration, handles in an interrupt executor or on another core) use
+//! [`drive`](nanonsq_core::drive) with [`TcpDialer`], [`TcpListener`] and [`EmbassySleep`]. There
+//! [`NoopRawMutex`] is for tasks of one executor thread; the runner must stay on the thread of its
+//! [`Stack`](embassy_net::Stack) in any case. Only handles used from an interrupt executor or
+//! another core need [`CriticalSectionRawMutex`]; the runner then copies into the socket with
+//! interrupts off.
 //!
 //! # Resources
 //!
@@ -90,8 +93,13 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(any(feature = "publisher", feature = "consumer"))]
+mod client;
 mod tcp;
 mod time;
+
+#[cfg(any(feature = "publisher", feature = "consumer"))]
+pub use client::*;
 
 pub use embassy_sync::blocking_mutex::raw::{CriticalSectionRawMutex, NoopRawMutex};
 pub use nanonsq_core as core;

@@ -15,6 +15,7 @@ use crate::address::Address;
 use crate::consumer::{
     AnswerError, Config, ConfigError, Consumer, Counters, Delivery, Discovery, Event, Storage,
 };
+use crate::macros::warn_of;
 use crate::time::Span;
 use crate::wire::nsqd::MessageHead;
 
@@ -259,7 +260,7 @@ impl<'a, M: RawMutex, S: Sleep> Handle<'a, M, S> {
 }
 
 /// A message that the application must answer. Dropping it unanswered requeues it, as
-/// [`release`](Self::release) does.
+/// [`release`](Self::release) does, and warns in the log.
 ///
 /// Do not answer or drop a message within [`Handle::look`]: no answer would be sent. A forgotten
 /// message (`mem::forget`) is not answered either: nsqd requeues it after its timeout, but it keeps
@@ -335,6 +336,7 @@ impl<'a, M: RawMutex, S: Sleep> Message<'a, M, S> {
 impl<M: RawMutex, S: Sleep> Drop for Message<'_, M, S> {
     fn drop(&mut self) {
         if !self.answered {
+            warn_of!("a message was dropped unanswered: it is requeued");
             let now = self.sleep.now();
             let _ = self.answer(|consumer, delivery| consumer.release(now, delivery.token, None));
         }

@@ -6,6 +6,7 @@ mod one_task;
 use core::fmt;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
+use core::task::Poll;
 
 use embassy_sync::blocking_mutex::raw::RawMutex;
 
@@ -19,6 +20,8 @@ use crate::publisher::{
     Config, ConfigError, Counters, Event, Outcome, PublishError, PublishOptions, Publisher, State,
     Ticket,
 };
+use crate::session::Closed;
+use crate::time::Span;
 
 pub use one_task::OneTask;
 
@@ -173,9 +176,38 @@ impl<'a, M: RawMutex> Handle<'a, M> {
         self.shared.read(|client| client.as_publisher()?.poll_event())?
     }
 
-    /// Closes the connection for good and waits until it is closed. Messages that are not
-    /// acknowledged by then stay pending: wait for [`idle`](Self::idle) first. Dropping the future
-    /// does not cancel the closing.
+    /// Waits until no message is pending, for at most `timeout`, then closes the connection and
+    /// returns how many messages are pending: 0 if all are final. Until [`resume`](Self::resume)
+    /// nothing is sent and no message is accepted, so a device may switch its network off and
+    /// sleep. Cancel-safe before the closing begins; after that, dropping the future does not
+    /// cancel it.
+    pub async fn drain(&self, sleep: &impl Sleep, timeout: Span) -> u64 {
+        let mut timer = sleep.clone();
+        let end = timer.now().after(timeout);
+        let mut idle = pin!(self.idle());
+        poll_fn(|cx| match idle.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => timer.poll_until(cx, end),
+        })
+        .await;
+        self.stop(sleep).await;
+        self.counters().pending
+    }
+
+    /// Connects again after [`drain`](Self::drain) or [`stop`](Self::stop), and waits for the end
+    /// of a closing that is under way. Pending messages are sent.
+    pub async fn resume(&self) {
+        self.wait(|publisher| {
+            let closing = matches!(publisher.state(), State::Closing(Closed::Local));
+            (!closing).then_some(())
+        })
+        .await;
+        self.shared.update(|client| client.as_publisher().map(Publisher::resume));
+    }
+
+    /// Closes the connection, until [`resume`](Self::resume), and waits until it is closed. Messages
+    /// that are not acknowledged by then stay pending: wait for [`idle`](Self::idle) first. Dropping
+    /// the future does not cancel the closing.
     pub async fn stop(&self, sleep: &impl Sleep) {
         let now = sleep.now();
         self.shared.update_and_wake_tasks(|client| {

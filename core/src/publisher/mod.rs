@@ -268,7 +268,8 @@ impl<'a> Publisher<'a> {
         }
     }
 
-    /// Closes the connection for good after the command that is being written.
+    /// Closes the connection after the command that is being written, until
+    /// [`resume`](Self::resume).
     ///
     /// Messages that nsqd has not acknowledged by then stay pending: to avoid that, wait for
     /// [`Counters::pending`] to reach 0 first.
@@ -280,6 +281,15 @@ impl<'a> Publisher<'a> {
                 self.changed();
             }
             _ => self.close(now, Closed::Local),
+        }
+    }
+
+    /// Dials again after [`stop`](Self::stop), at once; pending messages are sent. Without effect
+    /// unless the state is [`State::Stopped`].
+    pub fn resume(&mut self) {
+        if self.handshake.state() == LinkState::Idle {
+            self.handshake.wait(Instant::ZERO);
+            self.changed();
         }
     }
 
@@ -376,6 +386,11 @@ impl<'a> Publisher<'a> {
             | LinkState::Draining
             | LinkState::Leaving => State::Ready,
         }
+    }
+
+    /// Returns why the connection is closing, or why it was lost or did not come up last.
+    pub fn last_closed(&self) -> Option<Closed> {
+        self.handshake.why()
     }
 
     /// Returns whether [`stop`](Self::stop) was called.

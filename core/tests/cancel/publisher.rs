@@ -303,3 +303,56 @@ fn assert_stops<T>(world: &World, handle: Handle<'_>, run: &mut Task<'_, T>) {
     let counters = handle.counters();
     assert_eq!(counters.accepted, counters.acknowledged + counters.pending);
 }
+
+#[test]
+fn publishers_drain_and_resume() {
+    at_every_await(|world, k| {
+        let mut completed = false;
+        with_publisher(world, 200, |handle, mut runner| {
+            let bodies = fill_but_one(handle);
+            {
+                let drain = async || {
+                    let left = handle.drain(world, Span::from_secs(3600)).await;
+                    assert_eq!((left, handle.counters().pending), (0, 0));
+                    assert_eq!(handle.try_publish(&topic("t"), b"x"), Err(PublishError::Stopped));
+                    handle.resume().await;
+                };
+                let mut run = pin!(runner.run());
+                let mut run = Task::new(run.as_mut());
+                completed = poll_times(world, k, pin!(drain()), &mut run).is_some();
+                // Wherever that was dropped.
+                let mut resume = pin!(handle.resume());
+                world.run(&mut Task::new(resume.as_mut()), &mut run);
+                let mut again = pin!(drain());
+                world.run(&mut Task::new(again.as_mut()), &mut run);
+            }
+            assert_delivers(world, handle, runner, &bodies);
+        });
+        completed
+    });
+}
+
+#[test]
+fn what_is_not_drained_in_time_is_sent_after_resuming() {
+    for transport in [(0, 1000), (1, 7)] {
+        let world = World::new(transport);
+        world.0.clogged.set(true);
+        with_publisher(&world, 200, |handle, mut runner| {
+            let bodies = fill_but_one(handle);
+            {
+                let mut run = pin!(runner.run());
+                let mut run = Task::new(run.as_mut());
+                let (begun, limit) = (world.now(), Span::from_secs(3));
+                let mut drain = pin!(handle.drain(&world, limit));
+                let mut drain = Task::new(drain.as_mut());
+                world.run(&mut drain, &mut run);
+                assert_eq!(drain.done, Some(bodies.len() as u64));
+                assert!((limit..Span::from_secs(5)).contains(&world.now().since(begun)));
+                let mut resume = pin!(handle.resume());
+                world.unclog();
+                world.run(&mut Task::new(resume.as_mut()), &mut run);
+            }
+            assert_delivers(&world, handle, runner, &bodies);
+        });
+    }
+}

@@ -1,5 +1,6 @@
 //! The adapter against model servers, on two embassy-net stacks joined by a wire in memory.
 
+mod cells;
 mod consumer;
 mod dial;
 mod listen;
