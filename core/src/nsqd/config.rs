@@ -7,6 +7,15 @@ use super::arena::{BLOCK_MIN, DELAY_MAX_MS, Layout};
 use crate::time::Span;
 use crate::wire::nsqd::Limits;
 
+/// The fewest bytes of a store: one block.
+const STORE_MIN: usize = {
+    let mut len = BLOCK_MIN;
+    while Layout::new(len, 1).is_none() {
+        len += 1;
+    }
+    len
+};
+
 /// The most channels of a topic.
 pub const LANES_MAX: usize = 32;
 
@@ -72,8 +81,8 @@ pub struct Config<'a> {
     pub channels_wait: Span,
     /// The handling of a message that does not fit. Default [`Full::Refuse`].
     pub full: Full,
-    /// The most channels of each topic, 1 to [`LANES_MAX`]. Each takes 11 bytes of every message;
-    /// see [`message_cost`](super::message_cost). Default 2.
+    /// The most channels of each topic, 1 to [`LANES_MAX`]. Each takes 11 bytes of every message, 15
+    /// with the feature `large`; see [`message_cost`](super::message_cost). Default 2.
     pub channels_per_topic: u8,
     /// The first half of all message ids. Set a number that differs at each start of the device:
     /// random, or counted up. Default 0.
@@ -200,7 +209,7 @@ pub enum ConfigError {
         /// The configured deferral in milliseconds.
         ms: u32,
     },
-    /// There must be 1 to 254 topics, channels and clients.
+    /// There must be 1 to 254 topics, channels and clients; to 65,534 with the feature `large`.
     Tables {
         /// The number of entries.
         count: usize,
@@ -230,7 +239,8 @@ pub enum ConfigError {
         /// The configured number.
         count: u8,
     },
-    /// The store must hold one message of one byte: 66 bytes at least, more with many channels.
+    /// The store must hold one message of one byte: 66 bytes at least, 72 with the feature `large`,
+    /// and more with many channels.
     StoreTooSmall {
         /// The length of the store in bytes.
         len: usize,
@@ -250,7 +260,8 @@ impl fmt::Display for ConfigError {
                 write!(f, "deferrals up to {ms} ms; give {DELAY_MAX_MS} ms (49.7 days) at most")
             }
             Self::Tables { count } => {
-                write!(f, "storage for {count} topics, channels or clients; give it 1 to 254")
+                let most = Index::MAX - 1;
+                write!(f, "storage for {count} topics, channels or clients; give it 1 to {most}")
             }
             Self::InFlight { count } => {
                 write!(f, "storage for {count} messages in flight a channel; give it 1 to 65535")
@@ -270,7 +281,7 @@ impl fmt::Display for ConfigError {
                 write!(f, "{count} channels per topic; give 1 to {LANES_MAX}")
             }
             Self::StoreTooSmall { len } => {
-                write!(f, "the store has {len} bytes; it needs {} at least", BLOCK_MIN + 2)
+                write!(f, "the store has {len} bytes; it needs {STORE_MIN} at least")
             }
         }
     }

@@ -110,6 +110,16 @@
 //! All timers belong to the clients' sessions. Without clients there is nothing to deliver, so the
 //! nsqd itself has no timer.
 
+// Conversions of `Block` and `Index`, which the feature widens to their targets.
+#![cfg_attr(
+    feature = "large",
+    allow(
+        clippy::unnecessary_cast,
+        clippy::unnecessary_fallible_conversions,
+        clippy::useless_conversion
+    )
+)]
+
 mod administer;
 mod arena;
 mod channel_query;
@@ -149,10 +159,16 @@ use http::Http;
 use table::Channel;
 
 /// The number of a block or message in the store, or a count of them.
+#[cfg(not(feature = "large"))]
 type Block = u16;
+#[cfg(feature = "large")]
+type Block = u32;
 
 /// The number of a topic, channel or client, or a count of them.
+#[cfg(not(feature = "large"))]
 type Index = u8;
+#[cfg(feature = "large")]
+type Index = u16;
 
 /// The longest deferral: one hour, the default of nsqd's `--max-req-timeout`.
 pub const DEFER_MAX: Span = Span::from_secs(3600);
@@ -280,10 +296,10 @@ impl<'a> Nsqd<'a> {
     pub const fn store(&self) -> ArenaStatus {
         let store = &self.shared.store;
         ArenaStatus {
-            blocks: store.capacity(),
-            free: store.free(),
-            promised: store.reserved(),
-            announced: self.shared.announced as u16,
+            blocks: store.capacity() as u32,
+            free: store.free() as u32,
+            promised: store.reserved() as u32,
+            announced: self.shared.announced,
         }
     }
 
@@ -321,7 +337,7 @@ impl<'a> Nsqd<'a> {
                 topic,
                 name: &channel.name,
                 paused: channel.paused,
-                clients: channel.clients,
+                clients: channel.clients.into(),
                 depth: channel.depth(),
                 in_flight: channel.in_flight.into(),
                 deferred: channel.deferred.len.into(),

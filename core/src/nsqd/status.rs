@@ -39,7 +39,7 @@ pub struct ChannelStatus<'s> {
     /// True while the channel is paused: no message is delivered.
     pub paused: bool,
     /// The number of subscribed clients.
-    pub clients: u8,
+    pub clients: u16,
     /// Messages that wait for delivery, including requeued ones.
     pub depth: u32,
     /// Messages in flight.
@@ -194,12 +194,12 @@ pub struct Counters {
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct ArenaStatus {
     /// All blocks.
-    pub blocks: u16,
+    pub blocks: u32,
     /// Free blocks.
-    pub free: u16,
+    pub free: u32,
     /// Free blocks that are reserved for batches being received.
-    pub promised: u16,
+    pub promised: u32,
     /// Blocks taken by or reserved for messages that clients have announced and not completely
     /// sent.
-    pub announced: u16,
+    pub announced: u32,
 }

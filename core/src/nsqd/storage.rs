@@ -10,7 +10,8 @@ use super::table::{Channel, Entry, Subscription, Topic};
 ///
 /// RAM: at most 128 bytes for each topic, 136 for each channel, 1,056 for each client, and 24 for
 /// each message in flight of each channel: 5.6 KiB for 2 topics with 2 channels each, 4 clients and
-/// 8 messages in flight in each channel. The store is separate.
+/// 8 messages in flight in each channel; with the feature `large` at most 144, 152, 1,064 and 32.
+/// The store is separate.
 #[derive(Debug)]
 pub struct Storage<
     const TOPICS: usize,
@@ -26,19 +27,19 @@ pub struct Storage<
 }
 
 /// The most bytes that a topic takes of a [`Storage`].
-pub(super) const TOPIC_RAM_MAX: usize = 128;
+pub(super) const TOPIC_RAM_MAX: usize = if cfg!(feature = "large") { 144 } else { 128 };
 
 /// The most bytes that a channel takes of a [`Storage`], beside its entries.
-pub(super) const CHANNEL_RAM_MAX: usize = 136;
+pub(super) const CHANNEL_RAM_MAX: usize = if cfg!(feature = "large") { 152 } else { 136 };
 
 /// The most bytes that a client takes of a [`Storage`].
-pub(super) const CLIENT_RAM_MAX: usize = 1056;
+pub(super) const CLIENT_RAM_MAX: usize = if cfg!(feature = "large") { 1064 } else { 1056 };
 
 /// The bytes that the entry of one message in flight takes of a [`Storage`].
-pub(super) const ENTRY_RAM: usize = 24;
+pub(super) const ENTRY_RAM: usize = if cfg!(feature = "large") { 32 } else { 24 };
 
 /// The most bytes of a [`Nsqd`] itself.
-pub(super) const RAM_MAX: usize = 448;
+pub(super) const RAM_MAX: usize = if cfg!(feature = "large") { 528 } else { 448 };
 
 // Checked at compile time on every target.
 const _: () = {
@@ -51,10 +52,12 @@ const _: () = {
 
 /// Returns how many bytes of the store a message with a body of `len` bytes takes, in an nsqd with
 /// `channels_per_topic`, if the store has fewer than 65,535 blocks (4 MiB; a larger store has
-/// longer blocks).
+/// longer blocks). With the feature `large` a store of any length has blocks of 64 bytes, if they
+/// hold the head of a message, and takes 1/8 byte more for each.
 ///
 /// ```
 /// // A store of 16 KiB holds 124 messages of 60 bytes.
+/// # #[cfg(not(feature = "large"))]
 /// assert_eq!(nanonsq_core::nsqd::message_cost(60, 2), 132);
 /// ```
 pub const fn message_cost(len: u32, channels_per_topic: u8) -> usize {

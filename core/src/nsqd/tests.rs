@@ -1,5 +1,6 @@
 //! Scenarios of an nsqd and its clients, in terms of the bytes that clients send and receive.
 
+use super::arena::Layout;
 use super::storage::{CHANNEL_RAM_MAX, CLIENT_RAM_MAX, ENTRY_RAM, RAM_MAX, TOPIC_RAM_MAX};
 use super::table::{Entry, Subscription, Topic};
 use super::*;
@@ -146,6 +147,15 @@ fn a_message_goes_from_a_producer_to_a_consumer() {
     assert_eq!(world.client(0).link(), Link::Up);
     let store = world.nsqd.store();
     assert_eq!(store.blocks, store.free);
+}
+
+/// The bytes of a body in the first block of a message, with two channels.
+const FIRST: usize = if cfg!(feature = "large") { 9 } else { 20 };
+
+/// Returns the length of a store of so many blocks of 64 bytes, with two channels.
+pub(super) fn blocks(count: usize) -> usize {
+    let has = |len: &usize| Layout::new(*len, 2).is_some_and(|it| it.count as usize == count);
+    (64 * count..).find(has).unwrap()
 }
 
 fn topic(name: &str) -> TopicName {
@@ -393,7 +403,7 @@ fn a_client_that_reads_nothing_is_closed_after_one_interval() {
 
 #[test]
 fn sampling_delivers_about_the_requested_percentage() {
-    let mut world = World::with(&CONFIG, 66 * 1000);
+    let mut world = World::with(&CONFIG, blocks(1000));
     world.send(0, identify("{\"sample_rate\":25}")).expect(0, &[response("OK")]);
     world.subscribe(0, 4);
     let mut got = 0;
@@ -420,10 +430,10 @@ fn sampling_delivers_about_the_requested_percentage() {
 
 #[test]
 fn bodies_of_every_length_around_a_block_are_delivered_unchanged() {
-    let mut world = World::with(&WHOLE, 4096);
+    let mut world = World::with(&WHOLE, blocks(62));
     world.subscribe(0, 1);
     let max = world.nsqd.limits().max_msg_size as usize;
-    assert_eq!(max, 62 * 64 - 44);
+    assert_eq!(max, 61 * 64 + FIRST);
     let lens = (1..300).chain([max - 1, max]);
     for (n, len) in lens.enumerate() {
         let body: String = (0..len).map(|at| char::from(b'a' + (at % 26) as u8)).collect();
@@ -433,9 +443,9 @@ fn bodies_of_every_length_around_a_block_are_delivered_unchanged() {
             world.send(1, piece);
         }
         world.expect(1, &[response("OK")]).expect(0, &[message(n as u32, 1, &body)]);
-        let cost = message_cost(len as u32, 2) / 66;
+        let cost = message_cost(len as u32, 2) / message_cost(1, 2);
         let ArenaStatus { blocks, free, .. } = world.nsqd.store();
-        assert_eq!(usize::from(blocks - free), cost);
+        assert_eq!((blocks - free) as usize, cost);
         world.send(0, format!("FIN {}\n", id(n as u32)));
         world.expect_empty();
     }
@@ -547,23 +557,24 @@ fn invalid_settings_are_reported() {
 #[test]
 fn the_smallest_nsqd_works() {
     let storage = Box::leak(Box::new(Storage::<1, 1, 1, 1>::new()));
-    let store = Box::leak(Box::new([0; 66]));
+    let store = vec![0; blocks(1)].leak();
     let mut nsqd = Nsqd::new(&CONFIG, storage, store).unwrap();
     let now = Instant::ZERO;
-    assert_eq!(nsqd.limits().max_msg_size, 20);
+    assert_eq!(nsqd.limits().max_msg_size as usize, FIRST);
     for _ in 0..100 {
-        nsqd.publish(now, &topic("t"), &[b'x'; 20]).unwrap();
+        nsqd.publish(now, &topic("t"), &[b'x'; FIRST]).unwrap();
         assert_eq!(nsqd.publish(now, &topic("t"), b"y"), Err(PublishError::Full));
         nsqd.empty(now, &topic("t"), None).unwrap();
     }
 }
 
 #[test]
-fn large_stores_have_longer_blocks() {
+fn large_stores_have_longer_blocks_or_more_of_them() {
     let store = vec![0; 20 << 20].leak();
     let storage = Box::leak(Box::new(Storage::<1, 1, 1, 1>::new()));
     let nsqd = Nsqd::new(&CONFIG, storage, store).unwrap();
-    assert_eq!(nsqd.store().blocks, ((20 << 20) / 514) as u16);
+    let count = if cfg!(feature = "large") { 307_819 } else { 40_800 };
+    assert_eq!(nsqd.store().blocks, count);
     assert_eq!(nsqd.limits().max_msg_size, 1 << 20);
 }
 
@@ -578,5 +589,5 @@ fn memory_is_as_documented() {
     assert!(
         storage <= 2 * TOPIC_RAM_MAX + 4 * CHANNEL_RAM_MAX + 4 * CLIENT_RAM_MAX + 32 * ENTRY_RAM
     );
-    assert_eq!(storage, 5792);
+    assert_eq!(storage, if cfg!(feature = "large") { 6176 } else { 5792 });
 }

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::nsqd::{
-    ArenaStatus, Config, DEFER_MAX, Full, Nsqd, PublishError, PublishOptions, Storage,
+    ArenaStatus, Config, DEFER_MAX, Full, Nsqd, PublishError, PublishOptions, Storage, message_cost,
 };
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};
@@ -264,6 +264,9 @@ fn whole(full: Full) -> Config<'static> {
     }
 }
 
+/// A store of three blocks.
+const THREE: usize = 3 * message_cost(1, 2) + 4;
+
 /// A batch as large as the store is accepted, even if other messages have to be dropped for it.
 #[test]
 fn the_largest_batch() {
@@ -273,7 +276,7 @@ fn the_largest_batch() {
         [b"MPUB t\n", &(body.len() as u32).to_be_bytes()[..], &body].concat()
     };
     for full in [Full::Refuse, Full::DropOldest] {
-        let mut rig = Rig::new(whole(full), 3 * 66);
+        let mut rig = Rig::new(whole(full), THREE);
         assert_eq!(rig.node.store().blocks, 3);
         rig.send(0, mpub(3));
         assert_eq!(rig.frames(0), ["OK"]);
@@ -281,14 +284,14 @@ fn the_largest_batch() {
         client.take(NOW, &mpub(4));
         assert_eq!(rig.frames(1), ["E_BAD_BODY MPUB invalid message count 4"]);
     }
-    let mut rig = Rig::new(whole(Full::DropOldest), 3 * 66);
+    let mut rig = Rig::new(whole(Full::DropOldest), THREE);
     for _ in 0..3 {
         rig.put("x");
     }
     rig.send(0, mpub(2));
     assert_eq!((rig.frames(0), rig.node.counters().dropped), (vec!["OK".into()], 2));
     // With `Full::Refuse` no message is taken before there is room for the whole batch.
-    let mut rig = Rig::new(whole(Full::Refuse), 3 * 66);
+    let mut rig = Rig::new(whole(Full::Refuse), THREE);
     for _ in 0..2 {
         rig.put("x");
     }
@@ -320,7 +323,7 @@ fn messages_in_flight_make_no_room() {
 /// A message that waits in several channels makes room once. Without enough room none is dropped.
 #[test]
 fn a_message_that_waits_twice_makes_room_once() {
-    let mut rig = Rig::new(Config { full: Full::DropOldest, ..Config::new() }, 3 * 66);
+    let mut rig = Rig::new(Config { full: Full::DropOldest, ..Config::new() }, THREE);
     rig.subscribe(0, "c", 3);
     rig.subscribe(1, "d", 3);
     for _ in 0..3 {

@@ -110,7 +110,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "5m")]
     unconsumed_age: GoDuration,
 
-    /// Most channels of a topic. Each costs 11 bytes of every message.
+    /// Most channels of a topic. Each costs 15 bytes of every message.
     #[arg(long, value_name = "N", default_value_t = 8,
         value_parser = clap::value_parser!(u8).range(1..=LANES_MAX as i64))]
     channels_per_topic: u8,

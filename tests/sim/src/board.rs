@@ -86,7 +86,7 @@ pub(crate) struct Ledger {
 #[derive(Default)]
 struct Room {
     /// The blocks that were announced at the latest check, and since when.
-    announced: (u16, u64),
+    announced: (u32, u64),
     /// True once a client received messages of another topic than the readings.
     consumed: bool,
 }
@@ -279,7 +279,7 @@ impl Room {
         handle.look(|node| {
             let ArenaStatus { blocks, free, promised, announced } = node.store();
             let config = node.config();
-            let share = |percent: u8| (u32::from(blocks) * u32::from(percent)).div_ceil(100) as u16;
+            let share = |percent: u8| (blocks * u32::from(percent)).div_ceil(100);
 
             let most = share(config.announced_percent);
             assert!(announced <= most, "{announced} blocks are announced, more than {most}");
@@ -309,12 +309,12 @@ impl Room {
             let junk = node.topics().find(is_junk).map(|it| it.name.to_string());
             ledger.junk.replace(junk);
 
-            let left = u32::from(free - promised) + own;
-            let reserve = u32::from(share(config.reserve_percent)) - 1;
+            let left = (free - promised) + own;
+            let reserve = share(config.reserve_percent) - 1;
             assert!(left >= reserve, "clients left only {left} of {blocks} blocks");
             let most = share(config.unconsumed_percent);
-            let foreign = u32::from(blocks - free).saturating_sub(own + u32::from(announced));
-            let fair = self.consumed || foreign <= most.into();
+            let foreign = (blocks - free).saturating_sub(own + announced);
+            let fair = self.consumed || foreign <= most;
             assert!(fair, "unconsumed messages take {foreign} blocks, more than {most}");
         });
     }

@@ -170,7 +170,7 @@ async fn run(
     )));
     let port = &ports.0;
     port.set_tap(tap.clone());
-    let mut store = vec![0xee; setup.blocks * 66];
+    let mut store = vec![0xee; setup.blocks * message_cost(1, LANES)];
     let mut resources = nsqd::Resources::<
         NoopRawMutex,
         TOPICS,
@@ -371,8 +371,8 @@ fn check_quiet(handle: &Node<'_>, state: &State) {
         assert_eq!(node.poll_event(), None, "a task that waits for events was not woken");
         if let Some(len) = state.waits.get() {
             let store = node.store();
-            let need = message_cost(len as u32, LANES) / 66;
-            let free = usize::from(store.free - store.promised);
+            let need = message_cost(len as u32, LANES) / message_cost(1, LANES);
+            let free = (store.free - store.promised) as usize;
             assert!(free < need, "a task that waits for room was not woken");
         }
     });
@@ -458,8 +458,8 @@ fn publish(
         Ok(ticket) => tap.borrow_mut().accept(ticket.number(), &body),
         Err(PublishError::Full) => {
             watch::count("node full");
-            let need = message_cost(body.len() as u32, LANES) / 66;
-            let free = usize::from(before.free - before.promised);
+            let need = message_cost(body.len() as u32, LANES) / message_cost(1, LANES);
+            let free = (before.free - before.promised) as usize;
             // Waiting publishers come first.
             assert!(free < need || state.waits.get().is_some(), "rejected, though there is room");
         }

@@ -21,7 +21,7 @@ use crate::project;
 /// Messages that our server holds with its default memory, though nobody consumes them.
 const LAP: u64 = 20_000;
 
-/// The most messages that our server holds are 65,534.
+/// Messages that wait before the measured ones.
 const DEPTH: u64 = 60_000;
 
 const BODY: [u8; 200] = [b'x'; 200];

@@ -1,9 +1,9 @@
 //! Divides the lent slice into blocks, and computes how many of them a message takes.
 
-use super::{BLOCK_MIN, Block, FREE, Link, at};
+use super::{BLOCK_MIN, Block, Link, NIL, at};
 
-/// The most blocks: their numbers are below the marks `FREE` and `NIL`.
-const BLOCKS_MAX: usize = FREE as usize;
+/// The most blocks: their numbers are below `NIL` and the mark of a free block.
+const BLOCKS_MAX: usize = NIL as usize - 1;
 
 /// The division of a lent slice into blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ impl Layout {
         let mut shift = BLOCK_MIN.trailing_zeros() as u8;
         loop {
             let layout = Self { shift, head: head as u16, count: 0 };
-            let count = len.wrapping_div(layout.stride());
+            let count = layout.fitting(len);
             if count == 0 {
                 return None;
             }
@@ -33,6 +33,27 @@ impl Layout {
                 return Some(Self { count: count as Block, ..layout });
             }
             shift = shift.saturating_add(1);
+        }
+    }
+
+    /// Returns how many blocks fit into `len` bytes.
+    #[cfg(not(feature = "large"))]
+    const fn fitting(&self, len: usize) -> usize {
+        len.wrapping_div(self.stride())
+    }
+
+    /// Returns how many blocks fit into `len` bytes, with the tree of the free ones.
+    #[cfg(feature = "large")]
+    const fn fitting(&self, len: usize) -> usize {
+        let mut count = len.wrapping_div(self.stride());
+        loop {
+            let most = if count > BLOCKS_MAX { BLOCKS_MAX } else { count };
+            let tree = size_of::<Link>().saturating_mul(super::tree::len(most as u32));
+            let all = count.saturating_mul(self.stride()).saturating_add(tree);
+            if all <= len {
+                return count;
+            }
+            count = count.saturating_sub(all.saturating_sub(len).div_ceil(self.stride()));
         }
     }
 

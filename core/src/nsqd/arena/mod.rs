@@ -13,6 +13,10 @@
 //! lane, each   | state 1 | attempts 2 | next 2 | due 4 | child 2 |   for each channel of the topic
 //! ```
 //!
+//! With the feature `large` a link has 4 bytes, as have `next` and `child`, and `topic` has 2. The
+//! links of free blocks then have no mark: which blocks are free is in a [tree](tree) of bits behind
+//! the links.
+//!
 //! `due` has the low 32 bits of a time in milliseconds. All stored times are less than 2^32 ms (49.7
 //! days) after the *base*, which is advanced before a time would be later: see [`Arena::reaches`].
 //! So the bits identify the time, however late a message is released. The longest deferral is
@@ -26,6 +30,9 @@
 
 mod lane;
 mod layout;
+mod links;
+#[cfg(feature = "large")]
+mod tree;
 
 use super::{Block, Index};
 use crate::wire::copy;
@@ -33,15 +40,13 @@ use crate::wire::copy;
 use lane::LANE_LEN;
 pub(super) use lane::{DELAY_MAX_MS, Lane};
 pub(super) use layout::Layout;
+use links::Links;
 
 /// The smallest block in bytes.
 pub(super) const BLOCK_MIN: usize = 64;
 
 /// The number of no block and no message.
 pub(super) const NIL: Block = Block::MAX;
-
-/// Marks a free block in its link.
-const FREE: Block = Block::MAX - 1;
 
 /// The link of a block.
 type Link = [u8; size_of::<Block>()];
@@ -87,7 +92,7 @@ impl Cursor {
 #[derive(Debug)]
 pub(super) struct Arena<'a> {
     blocks: &'a mut [u8],
-    links: &'a mut [Link],
+    links: Links<'a>,
     layout: Layout,
     free: Block,
     /// The number of free blocks that are reserved.
@@ -100,12 +105,9 @@ pub(super) struct Arena<'a> {
 
 impl<'a> Arena<'a> {
     pub(super) fn new(slice: &'a mut [u8], layout: Layout) -> Self {
-        let count = layout.count as usize;
         let (blocks, rest) =
             slice.split_at_mut_checked(layout.start(layout.count)).unwrap_or_default();
-        let (links, _) = rest.as_chunks_mut();
-        let links = links.get_mut(..count).unwrap_or_default();
-        links.fill(FREE.to_ne_bytes());
+        let links = Links::new(rest, &layout);
         Self { blocks, links, layout, free: layout.count, reserved: 0, rover: 0, base: 0 }
     }
 
@@ -162,12 +164,11 @@ impl<'a> Arena<'a> {
         let mut first = NIL;
         let mut last = NIL;
         for _ in 0..count {
-            let block = self.next_free()?;
-            self.set_link(block, NIL);
+            let block = self.links.take(&mut self.rover)?;
             if first == NIL {
                 first = block;
             } else {
-                self.set_link(last, block);
+                self.links.set(last, block);
             }
             last = block;
         }
@@ -196,10 +197,9 @@ impl<'a> Arena<'a> {
         }
         let mut last = to.block;
         for _ in 0..count {
-            let Some(block) = self.next_free() else { return false };
+            let Some(block) = self.links.take(&mut self.rover) else { return false };
             self.free = self.free.saturating_sub(1);
-            self.set_link(block, NIL);
-            self.set_link(last, block);
+            self.links.set(last, block);
             last = block;
         }
         self.put(message, LEN, self.len(message).saturating_add(more).to_ne_bytes());
@@ -214,16 +214,20 @@ impl<'a> Arena<'a> {
         let mut block = message;
         // The bound holds even if the links are wrong.
         for _ in 0..self.layout.count {
-            let next = self.link(block);
-            if next == FREE {
-                return;
+            if self.links.is_free(block) {
+                break;
             }
-            self.set_link(block, FREE);
+            let next = self.links.get(block);
+            self.links.give(block);
             self.free = self.free.saturating_add(1).min(self.layout.count);
             if next == NIL {
-                return;
+                break;
             }
             block = next;
+        }
+        if cfg!(feature = "large") && self.free == self.layout.count {
+            // Few blocks that are used in turn stay in the processor's cache.
+            self.rover = 0;
         }
     }
 
@@ -251,7 +255,7 @@ impl<'a> Arena<'a> {
         let mut len = self.layout.unit().saturating_sub(from.at as usize);
         let mut block = from.block;
         while len < left {
-            let next = self.link(block);
+            let next = self.links.get(block);
             if next != block.wrapping_add(1) {
                 break;
             }
@@ -268,7 +272,7 @@ impl<'a> Arena<'a> {
         let mut at = (cursor.at as usize).saturating_add(n);
         let unit = self.layout.unit();
         while at >= unit && cursor.left > 0 {
-            cursor.block = self.link(cursor.block);
+            cursor.block = self.links.get(cursor.block);
             at = at.wrapping_sub(unit);
         }
         cursor.at = at as u32;
@@ -369,28 +373,6 @@ impl<'a> Arena<'a> {
     fn set(&mut self, message: Block, flag: u8, on: bool) {
         let [flags] = self.get(message, FLAGS);
         self.put(message, FLAGS, [if on { flags | flag } else { flags & !flag }]);
-    }
-
-    fn next_free(&mut self) -> Option<Block> {
-        let (front, back) = self.links.split_at_checked(self.rover as usize)?;
-        let is_free = |link: &Link| *link == FREE.to_ne_bytes();
-        let block = match back.iter().position(is_free) {
-            Some(at) => (self.rover as usize).saturating_add(at),
-            None => front.iter().position(is_free)?,
-        } as Block;
-        let next = block.wrapping_add(1);
-        self.rover = if next < self.layout.count { next } else { 0 };
-        Some(block)
-    }
-
-    fn link(&self, block: Block) -> Block {
-        self.links.get(block as usize).map_or(NIL, |link| Block::from_ne_bytes(*link))
-    }
-
-    fn set_link(&mut self, block: Block, to: Block) {
-        if let Some(link) = self.links.get_mut(block as usize) {
-            *link = to.to_ne_bytes();
-        }
     }
 
     fn get<const N: usize>(&self, message: Block, at: usize) -> [u8; N] {

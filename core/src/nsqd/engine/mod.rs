@@ -198,9 +198,13 @@ impl<'a> Shared<'a> {
         channels.fill_with(|| Channel::NEW);
         subscriptions.fill(Subscription::EMPTY);
         let blocks = u32::from(store.capacity());
-        let share = |percent: u8| blocks.saturating_mul(percent.into());
-        let reserve = share(config.reserve_percent).div_euclid(100) as Block;
-        let announced_max = share(config.announced_percent).div_ceil(100) as Block;
+        // Of hundreds and the rest, which is exact and does not overflow.
+        let hundreds = |percent: u8| (blocks / 100).saturating_mul(percent.into());
+        let rest = |percent: u8| (blocks % 100).saturating_mul(percent.into());
+        let up = |percent| hundreds(percent).saturating_add(rest(percent).div_ceil(100)) as Block;
+        let percent = config.reserve_percent;
+        let reserve = hundreds(percent).saturating_add(rest(percent) / 100) as Block;
+        let announced_max = up(config.announced_percent);
         let longest = store.layout().longest_in(announced_max);
         let mut limits = config.limits;
         limits.max_rdy_count = limits.max_rdy_count.min(per_channel.into());
@@ -214,7 +218,7 @@ impl<'a> Shared<'a> {
             reserve,
             announced_max,
             announced: 0,
-            unconsumed_max: share(config.unconsumed_percent).div_ceil(100) as Block,
+            unconsumed_max: up(config.unconsumed_percent),
             reject_reason: NO_ROOM,
             expired_pending: 0,
             own: 0,

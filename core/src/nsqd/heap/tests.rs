@@ -2,15 +2,16 @@
 
 use super::*;
 use crate::nsqd::arena::{DELAY_MAX_MS, Layout};
+use crate::nsqd::tests::blocks;
 use crate::time::{Jitter, Span};
 use std::collections::BTreeMap;
 
 const LANES: u8 = 2;
 
 fn arena(messages: usize) -> Arena<'static> {
-    let store = vec![0x55; messages * 66].leak();
+    let store = vec![0x55; blocks(messages)].leak();
     let layout = Layout::new(store.len(), LANES).unwrap();
-    assert_eq!(usize::from(layout.count), messages);
+    assert_eq!(layout.count as usize, messages);
     Arena::new(store, layout)
 }
 
@@ -19,8 +20,8 @@ fn below(dice: &mut Jitter, n: usize) -> usize {
 }
 
 /// Returns a store of messages with the sequence numbers from `first` on.
-fn filled(messages: u16, first: u32) -> Arena<'static> {
-    let mut store = arena(messages.into());
+fn filled(messages: Block, first: u32) -> Arena<'static> {
+    let mut store = arena(messages as usize);
     for number in 0..messages {
         let (message, _) = store.take(1, &mut 0, 0).unwrap();
         assert_eq!(message, number);
@@ -30,7 +31,7 @@ fn filled(messages: u16, first: u32) -> Arena<'static> {
 }
 
 /// Returns all messages of a heap, checked to come after their parents.
-fn walked(heap: &Heap, store: &Arena<'_>, lane: u8) -> Vec<u16> {
+fn walked(heap: &Heap, store: &Arena<'_>, lane: u8) -> Vec<Block> {
     let (mut all, mut walk) = (Vec::new(), heap.walk());
     while let Some(message) = walk.message() {
         let parent = heap.parent(store, message, lane);
@@ -45,7 +46,7 @@ fn walked(heap: &Heap, store: &Arena<'_>, lane: u8) -> Vec<u16> {
 }
 
 /// Returns the number of children of a message.
-fn children(store: &Arena<'_>, lane: u8, message: u16) -> u32 {
+fn children(store: &Arena<'_>, lane: u8, message: Block) -> u32 {
     let (mut at, mut count) = (store.child(message, lane), 0);
     while at != NIL {
         count += 1;
@@ -103,7 +104,7 @@ fn heaps_do_what_sorted_maps_do() {
                 }
                 _ => {
                     let few = below(&mut dice, 4) == 0;
-                    let may_go = |message: u16| match few {
+                    let may_go = |message: Block| match few {
                         true => Some(message) == some,
                         false => !message.is_multiple_of(3),
                     };
@@ -114,9 +115,9 @@ fn heaps_do_what_sorted_maps_do() {
             for (lane, (heap, model)) in heaps.iter().zip(&models).enumerate() {
                 let mut all = walked(heap, &store, lane as u8);
                 all.sort_unstable();
-                let mut expected: Vec<u16> = model.values().copied().collect();
+                let mut expected: Vec<Block> = model.values().copied().collect();
                 expected.sort_unstable();
-                assert_eq!((usize::from(heap.len), all), (model.len(), expected));
+                assert_eq!((heap.len as usize, all), (model.len(), expected));
                 if let Some(((due, _), message)) = model.first_key_value() {
                     assert_eq!(heap.top, *message);
                     assert_eq!(store.due(*message, lane as u8), Instant::from_millis(*due));
@@ -134,13 +135,13 @@ fn of_what_is_due_at_once_the_first_published_comes_first() {
     for message in [4, 1, 7, 0, 8, 2, 6, 3, 5] {
         heap.insert(&mut store, message, 1, Instant::from_micros(7001));
     }
-    let order: Vec<u16> = core::iter::from_fn(|| heap.pop(&mut store, 1)).collect();
+    let order: Vec<Block> = core::iter::from_fn(|| heap.pop(&mut store, 1)).collect();
     assert_eq!(order, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
 }
 
 #[test]
 fn a_removal_costs_the_logarithm_in_the_long_run() {
-    const COUNT: u16 = 16_384;
+    const COUNT: Block = 16_384;
     let orders: [fn(u32) -> u32; 3] =
         [|n| n, |n| u32::MAX / 2 - n, |n| n.wrapping_mul(0x9e37_79b1) >> 1];
     for order in orders {
@@ -170,7 +171,7 @@ fn what_stays_on_top_is_not_searched_again_and_again() {
     assert_eq!(children(&store, 0, 0), 999);
     for message in 1..1000 {
         let looked = core::cell::Cell::new(0);
-        let may_go = |message: u16| {
+        let may_go = |message: Block| {
             looked.set(looked.get() + 1);
             message > 0
         };
@@ -191,7 +192,7 @@ fn wrong_links_are_not_followed_for_ever() {
             heap.insert(&mut store, message, 0, Instant::from_millis(dice.next_u32().into()));
         }
         for _ in 0..20 {
-            let [message, to] = [32, 32].map(|n| below(&mut dice, n) as u16);
+            let [message, to] = [32, 32].map(|n| below(&mut dice, n) as Block);
             let to = if to > 30 { NIL } else { to };
             match below(&mut dice, 3) {
                 0 => store.set_child(message, 0, to),
@@ -202,7 +203,7 @@ fn wrong_links_are_not_followed_for_ever() {
                 walk.go_on(&store, 0, true);
                 walk.message()
             });
-            assert!(steps.count() <= 2 * usize::from(heap.len));
+            assert!(steps.count() <= 2 * heap.len as usize);
             heap.first(&store, 0, |message| !message.is_multiple_of(2));
             heap.remove(&mut store, message, 0);
             heap.insert(&mut store, 20 + message % 10, 0, Instant::from_millis(9));

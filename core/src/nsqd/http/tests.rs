@@ -95,7 +95,7 @@ impl World {
         }
     }
 
-    fn free(&self) -> (u16, u16) {
+    fn free(&self) -> (u32, u32) {
         let status = self.node.store();
         (status.free, status.promised)
     }

@@ -18,7 +18,7 @@ fn a_client_that_does_not_read_does_not_block_others() {
 
 #[test]
 fn a_producer_waits_for_room_and_is_refused_after_publish_wait() {
-    let mut world = World::with(&WHOLE, 66 * 4);
+    let mut world = World::with(&WHOLE, blocks(4));
     world.subscribe(0, 4);
     world.send(1, publish("t", &"a".repeat(200))).expect(1, &[response("OK")]);
     assert_eq!(world.bodies(0).len(), 1);
@@ -36,7 +36,7 @@ fn a_producer_waits_for_room_and_is_refused_after_publish_wait() {
     assert_ne!(world.nsqd.version(), version, "the waiting client is woken");
     world.send(1, "bb").expect(1, &[response("OK")]);
     // Without room, the wait ends after `publish_wait`.
-    world.send(1, publish("t", &"c".repeat(80))).expect(1, &[response("OK")]);
+    world.send(1, publish("t", &"c".repeat(FIRST + 60))).expect(1, &[response("OK")]);
     world.send(1, publish("t", "d")).expect(1, &[response("OK")]);
     let wait = publish("t", "dd");
     assert_eq!(world.take(1, &wait), wait.len() - 2);
@@ -52,7 +52,7 @@ fn a_producer_waits_for_room_and_is_refused_after_publish_wait() {
 
 #[test]
 fn a_wait_for_room_does_not_count_as_silence() {
-    let mut world = World::with(&CONFIG, 66);
+    let mut world = World::with(&CONFIG, blocks(1));
     world.send(1, identify("{\"heartbeat_interval\":1000}")).expect(1, &[response("OK")]);
     world.put("t", "a");
     assert_eq!(world.take(1, &publish("t", "b")), publish("t", "b").len() - 1);
@@ -68,7 +68,7 @@ fn a_wait_for_room_does_not_count_as_silence() {
 
 #[test]
 fn room_that_became_free_in_time_is_used_at_the_deadline() {
-    let mut world = World::with(&CONFIG, 66 * 2);
+    let mut world = World::with(&CONFIG, blocks(2));
     world.put("t", "a").put("t", "b");
     let wait = publish("t", "cc");
     assert_eq!(world.take(1, &wait[..wait.len() - 1]), wait.len() - 2);
@@ -80,7 +80,7 @@ fn room_that_became_free_in_time_is_used_at_the_deadline() {
 
 #[test]
 fn a_batch_is_published_as_a_whole_or_not_at_all() {
-    let mut world = World::with(&WHOLE, 66 * 8);
+    let mut world = World::with(&WHOLE, blocks(8));
     let batch = mpub("t", &["a", "b", "c", "d", "e"]);
     // Room for the whole batch is reserved before its messages arrive.
     let (head, rest) = batch.split_at(b"MPUB t\n".len() + 4 + 4 + 4);
@@ -108,21 +108,21 @@ fn a_batch_that_never_fits_gets_a_permanent_error() {
     // Clients can announce 30 blocks.
     let batch = |count: usize, len: usize| mpub("t", &vec![&*"x".repeat(len); count]);
     let with_last = |last: &str| {
-        let long = "x".repeat(21);
+        let long = "x".repeat(FIRST + 1);
         let mut bodies = vec![&*long; 15];
         bodies.push(last);
         mpub("t", &bodies)
     };
     // Batches that just fit: of messages with one block, and with two.
-    for fits in [batch(30, 1), batch(15, 21)] {
-        let mut world = World::with(&CONFIG, 66 * 100);
+    for fits in [batch(30, 1), batch(15, FIRST + 1)] {
+        let mut world = World::with(&CONFIG, blocks(100));
         world.send(0, fits).expect(0, &[response("OK")]);
         assert_eq!(world.nsqd.store().free, 70);
     }
     // One is too long by its announced numbers, one by its messages; with room now and without.
     for (never, count) in [(batch(31, 1), 31), (with_last("xxxxx"), 16)] {
         for others in [0, 40] {
-            let mut world = World::with(&CONFIG, 66 * 100);
+            let mut world = World::with(&CONFIG, blocks(100));
             for _ in 0..others {
                 world.put("t", "x");
             }
@@ -141,18 +141,18 @@ fn announce(verb: &str, topic: &str, len: u32) -> Vec<u8> {
 
 #[test]
 fn a_client_that_sends_no_body_does_not_keep_the_application_from_publishing() {
-    let mut world = World::with(&CONFIG, 66 * 100);
+    let mut world = World::with(&CONFIG, blocks(100));
     let now = world.now;
     world.nsqd.publish(now, &topic("readings"), b"21.5").unwrap();
     world.send(0, identify("{\"heartbeat_interval\":60000}")).expect(0, &[response("OK")]);
     // The longest message is announced, and one byte of it arrives.
     let longest = world.nsqd.limits().max_msg_size;
-    assert_eq!(longest, 30 * 64 - 44);
+    assert_eq!(longest as usize, 29 * 64 + FIRST);
     world.send(0, announce("PUB", "junk", longest)).send(0, "x");
     let ArenaStatus { free, announced, .. } = world.nsqd.store();
     assert_eq!((free, announced), (69, 30));
     // Another announced message waits.
-    assert_eq!(world.take(1, &[&announce("PUB", "junk", 20)[..], b"x"].concat()), 13);
+    assert_eq!(world.take(1, &[&announce("PUB", "junk", FIRST as u32)[..], b"x"].concat()), 13);
     // The application does not, nor do messages that have completely arrived.
     world.nsqd.publish(now, &topic("readings"), &[b'x'; 200]).unwrap();
     world.send(2, publish("readings", &"x".repeat(200))).expect(2, &[response("OK")]);
@@ -167,7 +167,7 @@ fn a_client_that_sends_no_body_does_not_keep_the_application_from_publishing() {
 
 #[test]
 fn a_slow_body_is_accepted_and_a_trickled_one_is_not() {
-    let mut world = World::with(&CONFIG, 66 * 400);
+    let mut world = World::with(&CONFIG, blocks(400));
     let body = "x".repeat(3000);
     let whole = publish("t", &body);
     let (mut rest, mut now) = (&whole[..], 0);
@@ -191,12 +191,16 @@ fn a_slow_body_is_accepted_and_a_trickled_one_is_not() {
     world.at(begun + 5000).expect_link(0, Link::Close).expect_link(1, Link::Close);
     assert_eq!(world.nsqd.counters().body_timeouts, 2);
     let used = world.nsqd.store().blocks - world.nsqd.store().free;
-    assert_eq!(usize::from(used), message_cost(3000, 2) / 66, "the room of both bodies is free");
+    assert_eq!(
+        used as usize,
+        message_cost(3000, 2) / message_cost(1, 2),
+        "the room of both bodies is free"
+    );
 }
 
 #[test]
 fn a_trickled_batch_has_the_same_deadline() {
-    let mut world = World::with(&CONFIG, 66 * 100);
+    let mut world = World::with(&CONFIG, blocks(100));
     // A complete message each second, which might look like the end of the batch.
     let one = [&1u32.to_be_bytes()[..], b"x"].concat();
     let head = [&announce("MPUB", "t", 4 + 30 * 5)[..], &30u32.to_be_bytes()].concat();
@@ -212,7 +216,7 @@ fn a_trickled_batch_has_the_same_deadline() {
 
 #[test]
 fn a_batch_with_a_false_length_holds_no_more_than_the_announced_share() {
-    let mut world = World::with(&CONFIG, 66 * 100);
+    let mut world = World::with(&CONFIG, blocks(100));
     // Another client holds all of the share.
     let hold = world.nsqd.limits().max_msg_size;
     world.send(0, [announce("PUB", "t", hold), vec![b'x']].concat());
@@ -243,13 +247,13 @@ fn a_batch_with_a_false_length_holds_no_more_than_the_announced_share() {
 #[test]
 fn a_complete_batch_does_not_count_as_announced() {
     const ANY: Config<'_> = Config { unconsumed_percent: 100, ..CONFIG };
-    let mut world = World::with(&ANY, 66 * 100);
+    let mut world = World::with(&ANY, blocks(100));
     world.send(0, "SUB t c\nRDY 1\n").expect(0, &[response("OK")]);
     for _ in 0..63 {
         world.send(1, publish("t", "x")).expect(1, &[response("OK")]);
     }
     // 20 messages look like 20 blocks but take 30, of which 25 are free.
-    let bodies: Vec<_> = (0u32..20).map(|n| vec![b'x'; 19 + 2 * (n as usize % 2)]).collect();
+    let bodies: Vec<_> = (0u32..20).map(|n| vec![b'x'; FIRST - 1 + 2 * (n as usize % 2)]).collect();
     let mut body = 20u32.to_be_bytes().to_vec();
     for one in &bodies {
         body.extend((one.len() as u32).to_be_bytes());
@@ -273,7 +277,7 @@ fn a_complete_batch_does_not_count_as_announced() {
 fn the_reserve_is_only_for_the_application() {
     // The reserve has 12 of 100 blocks.
     const ANY: Config<'_> = Config { unconsumed_percent: 100, ..CONFIG };
-    let mut world = World::with(&ANY, 66 * 100);
+    let mut world = World::with(&ANY, blocks(100));
     world.send(0, "SUB t c\n").expect(0, &[response("OK")]);
     for _ in 0..88 {
         world.send(1, publish("t", "x")).expect(1, &[response("OK")]);
@@ -300,7 +304,7 @@ fn the_reserve_is_only_for_the_application() {
 #[test]
 fn clients_do_not_displace_the_applications_messages_within_its_reserve() {
     const DROP: Config<'_> = Config { full: Full::DropOldest, ..CONFIG };
-    let mut world = World::with(&DROP, 66 * 100);
+    let mut world = World::with(&DROP, blocks(100));
     for _ in 0..20 {
         world.put("t", "own");
     }
@@ -325,7 +329,7 @@ fn clients_do_not_displace_the_applications_messages_within_its_reserve() {
 
 #[test]
 fn a_client_that_disconnects_in_a_body_leaves_no_blocks_taken() {
-    let mut world = World::with(&CONFIG, 66 * 100);
+    let mut world = World::with(&CONFIG, blocks(100));
     let now = world.now;
     for _ in 0..3 {
         for verb in ["PUB", "DPUB"] {
@@ -341,7 +345,7 @@ fn a_client_that_disconnects_in_a_body_leaves_no_blocks_taken() {
 
 #[test]
 fn an_unconsumed_topic_does_not_block_others() {
-    let mut world = World::with(&CONFIG, 66 * 100);
+    let mut world = World::with(&CONFIG, blocks(100));
     let wait = publish("junk", "xx");
     let full = error("E_PUB_FAILED PUB failed no room for what nobody consumes");
     // One unconsumed topic can take 7/8 of 50 blocks, all together 50.
@@ -376,7 +380,7 @@ fn an_unconsumed_topic_does_not_block_others() {
 
 #[test]
 fn unconsumed_messages_expire_if_others_need_the_room() {
-    let mut world = World::with(&CONFIG, 66 * 100);
+    let mut world = World::with(&CONFIG, blocks(100));
     let begun = world.now.as_micros() >> 16;
     for _ in 0..44 {
         world.send(0, publish("junk", "x")).expect(0, &[response("OK")]);
@@ -410,7 +414,7 @@ fn unconsumed_messages_expire_if_others_need_the_room() {
     let now = world.now;
     world.nsqd.create(now, &topic("junk"), None).unwrap();
     assert_eq!(world.nsqd.publish(now, &topic("t"), b"x"), Err(PublishError::Full));
-    let mut world = World::with(&CONFIG, 66 * 100);
+    let mut world = World::with(&CONFIG, blocks(100));
     world.send(2, "SUB junk c\nCLS\n");
     for _ in 0..44 {
         world.send(0, publish("junk", "x"));
@@ -420,7 +424,7 @@ fn unconsumed_messages_expire_if_others_need_the_room() {
     assert_eq!(world.take(0, &wait), wait.len() - 2);
     // With zero no message expires.
     const KEEP: Config<'_> = Config { unconsumed_age: Span::ZERO, ..CONFIG };
-    let mut world = World::with(&KEEP, 66 * 100);
+    let mut world = World::with(&KEEP, blocks(100));
     for _ in 0..44 {
         world.send(0, publish("junk", "x"));
         world.receive(0);
@@ -431,7 +435,7 @@ fn unconsumed_messages_expire_if_others_need_the_room() {
 
 #[test]
 fn the_second_client_for_the_last_unconsumed_room_is_refused() {
-    let mut world = World::with(&CONFIG, 66 * 100);
+    let mut world = World::with(&CONFIG, blocks(100));
     for _ in 0..43 {
         world.send(0, publish("t", "x")).expect(0, &[response("OK")]);
     }
@@ -446,7 +450,7 @@ fn the_second_client_for_the_last_unconsumed_room_is_refused() {
 
 #[test]
 fn two_batches_do_not_starve_each_other() {
-    let mut world = World::with(&WHOLE, 66 * 8);
+    let mut world = World::with(&WHOLE, blocks(8));
     let batch = mpub("t", &["a", "b", "c", "d", "e"]);
     let half = batch.len() / 2;
     world.send(0, &batch[..half]);
@@ -461,7 +465,7 @@ fn two_batches_do_not_starve_each_other() {
 #[test]
 fn drop_oldest_drops_the_oldest_waiting_message() {
     const DROP: Config<'_> = Config { full: Full::DropOldest, ..CONFIG };
-    let mut world = World::with(&DROP, 66 * 4);
+    let mut world = World::with(&DROP, blocks(4));
     world.subscribe(0, 1).put("t", "a").put("t", "b").put("u", "c").put("t", "d");
     assert_eq!(world.bodies(0), ["a"]);
     // "a" is in flight: the next oldest is dropped.
@@ -486,7 +490,7 @@ const DROP_ANSWERED: Config<'_> = Config { full: Full::DropAnswered, ..CONFIG };
 
 #[test]
 fn messages_that_one_channel_has_finished_make_room_for_the_application() {
-    let mut world = World::with(&DROP_ANSWERED, 66 * 100);
+    let mut world = World::with(&DROP_ANSWERED, blocks(100));
     world.subscribe(0, 1);
     world.send(1, "SUB t d\n").expect(1, &[response("OK")]);
     // No client consumes `d`.
@@ -513,7 +517,7 @@ fn messages_that_one_channel_has_finished_make_room_for_the_application() {
 
 #[test]
 fn clients_that_do_not_answer_leave_room_in_the_reserve() {
-    let mut world = World::with(&DROP_ANSWERED, 66 * 100);
+    let mut world = World::with(&DROP_ANSWERED, blocks(100));
     world.subscribe(0, 0);
     // Only the reserve is free: a channel may have a sixth of it in flight, with three clients.
     for _ in 0..88 {
@@ -533,7 +537,7 @@ fn clients_that_do_not_answer_leave_room_in_the_reserve() {
     assert_eq!(world.channel_status("c").in_flight, 4);
 
     // With `Full::Refuse` this bound does not exist.
-    let mut world = World::with(&CONFIG, 66 * 100);
+    let mut world = World::with(&CONFIG, blocks(100));
     world.subscribe(0, 0);
     for _ in 0..88 {
         world.put("t", "x");
@@ -544,7 +548,7 @@ fn clients_that_do_not_answer_leave_room_in_the_reserve() {
 
 #[test]
 fn refuse_drops_no_message_that_a_channel_still_needs() {
-    let mut world = World::with(&CONFIG, 66 * 100);
+    let mut world = World::with(&CONFIG, blocks(100));
     world.subscribe(0, 1);
     world.send(1, "SUB t d\n").expect(1, &[response("OK")]);
     for number in 0..100 {
@@ -560,7 +564,7 @@ fn refuse_drops_no_message_that_a_channel_still_needs() {
 
 #[test]
 fn messages_requeued_with_a_delay_make_room_for_the_application() {
-    let mut world = World::with(&DROP_ANSWERED, 66 * 100);
+    let mut world = World::with(&DROP_ANSWERED, blocks(100));
     world.subscribe(0, 1);
     for number in 0..150 {
         world.put("t", "x");
@@ -570,7 +574,7 @@ fn messages_requeued_with_a_delay_make_room_for_the_application() {
     assert_eq!(world.nsqd.counters().dropped, 50);
     assert_eq!(world.channel_status("c").deferred, 100);
     // A message that is requeued without a delay, or after its timeout, stays.
-    let mut world = World::with(&DROP_ANSWERED, 66 * 100);
+    let mut world = World::with(&DROP_ANSWERED, blocks(100));
     world.subscribe(0, 1).put("t", "x");
     assert_eq!(world.bodies(0), ["x"]);
     world.send(0, format!("RDY 0\nREQ {} 0\n", id(0)));

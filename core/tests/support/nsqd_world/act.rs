@@ -99,7 +99,7 @@ impl<D: Dice> World<'_, D> {
         let need = blocks(body.len());
         let store = self.node.store();
         let exact = self.is_exact();
-        let had = usize::from(store.free - store.promised);
+        let had = (store.free - store.promised) as usize;
         let options = PublishOptions { defer: Some(Span::from_millis(defer as u32)) };
         let now = self.instant();
         let before = self.node.counters();

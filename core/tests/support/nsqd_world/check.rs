@@ -41,7 +41,7 @@ impl<D: Dice> World<'_, D> {
                     (
                         (
                             channel.paused,
-                            clients as u8,
+                            clients as u16,
                             channel.waiting() as u32,
                             channel.in_flight() as u32
                         ),
@@ -83,10 +83,10 @@ impl<D: Dice> World<'_, D> {
         let given_back = (counters.topics_given_back, counters.channels_given_back);
         assert_eq!((counters.abandoned, given_back), (model.abandoned, model.given_back));
         assert_eq!(node.counters().delivered, self.delivered);
-        assert!(usize::from(node.store().announced) <= ANNOUNCED);
+        assert!(node.store().announced as usize <= ANNOUNCED);
         if self.is_exact() {
             assert_eq!((node.store().promised, node.store().announced), (0, 0));
-            assert_eq!(usize::from(node.store().free), BLOCKS - model.used());
+            assert_eq!(node.store().free as usize, BLOCKS - model.used());
         }
     }
 
@@ -107,7 +107,7 @@ impl<D: Dice> World<'_, D> {
                 break;
             }
         }
-        let free = usize::from(self.node.store().free - self.node.store().promised);
+        let free = (self.node.store().free - self.node.store().promised) as usize;
         for client in 0..CLIENTS {
             let subscriber = &self.model.subscribers[client];
             let Some(id) = subscriber.channel.filter(|_| !subscriber.closing) else { continue };
@@ -180,6 +180,6 @@ impl<D: Dice> World<'_, D> {
             self.hang_up(0, Closed::Peer);
         }
         self.check();
-        assert_eq!(usize::from(self.node.store().free), BLOCKS);
+        assert_eq!(self.node.store().free as usize, BLOCKS);
     }
 }

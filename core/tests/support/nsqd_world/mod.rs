@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use nanonsq_core::name::{ChannelName, TopicName};
 use nanonsq_core::nsqd::{
     ClientSession, Config, Full, Nsqd, NsqdError, PublishError, PublishOptions, Storage,
+    message_cost,
 };
 use nanonsq_core::session::{Closed, Link, Session};
 use nanonsq_core::time::{Instant, Span};
@@ -86,9 +87,10 @@ fn config(full: Full) -> Config<'static> {
 }
 
 /// Returns the blocks of a body of `len` bytes: a head of 22 bytes, 11 for each lane, 64 in a
-/// block.
+/// block; in a large nsqd, whose links have 4 bytes, 25 and 15.
 fn blocks(len: usize) -> usize {
-    (22 + 11 * LANES + len).div_ceil(64)
+    let (fixed, lane) = if message_cost(1, LANES as u8) == 66 { (22, 11) } else { (25, 15) };
+    (fixed + lane * LANES + len).div_ceil(64)
 }
 
 /// Returns whether a batch is larger than what clients can announce together.
@@ -258,7 +260,7 @@ impl<'n, D: Dice> World<'n, D> {
         }
         let has = free(&self.node);
         if self.model.full != Full::DropOldest && has < had {
-            assert!(usize::from(has) >= RESERVE, "a client took blocks of the reserve");
+            assert!(has as usize >= RESERVE, "a client took blocks of the reserve");
         }
         if let Effect::Publish { topic, bodies, .. } = &effect
             && bytes[0] != b'M'
@@ -268,7 +270,7 @@ impl<'n, D: Dice> World<'n, D> {
         {
             let need = blocks(bodies[0].len());
             let has_share = self.model.has_share(self.now, *topic, need);
-            let has_room = need + RESERVE <= usize::from(had);
+            let has_room = need + RESERVE <= had as usize;
             assert!(!has_room || !has_share, "a message that has completely arrived does not wait");
         }
         if self.model.subscribers[client].closing {
@@ -430,7 +432,7 @@ impl<'n, D: Dice> World<'n, D> {
             assert_eq!(&id[..8], "00000007");
             let number = u64::from_str_radix(&id[8..], 16).unwrap();
             let attempts = u16::from_be_bytes([bytes[16], bytes[17]]);
-            let free = usize::from(self.node.store().free - self.node.store().promised);
+            let free = (self.node.store().free - self.node.store().promised) as usize;
             self.model.deliver(self.now, client, number, attempts, free);
             connection.sees.push(number);
             self.delivered += 1;
@@ -567,7 +569,7 @@ impl<'n, D: Dice> World<'n, D> {
 pub(crate) fn live(dice: impl Dice, full: Full, steps: u32) -> (u64, u64) {
     let config = config(full);
     let mut storage = Storage::<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>::new();
-    let mut store = vec![0x55; BLOCKS * 66 + 13];
+    let mut store = vec![0x55; BLOCKS * message_cost(1, LANES as u8) + 13];
     let node = Nsqd::new(&config, &mut storage, &mut store).unwrap();
     let mut world = World::new(dice, full, node);
     for step in 0..steps {

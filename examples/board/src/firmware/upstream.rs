@@ -21,7 +21,7 @@ use crate::settings::LOOKUPDS_MAX;
 /// The topics of readings, reports and replies.
 pub(super) const TOPICS: usize = 3;
 /// Free blocks of the store below which a reading may have to wait for room.
-const BLOCKS_FREE: u16 = 16;
+const BLOCKS_FREE: u32 = 16;
 
 pub(super) type PublishHandle = drive::publisher::Handle<'static, NoopRawMutex>;
 pub(super) type LookupHandle<const TOPICS: usize, const CHANNELS: usize> =

@@ -221,7 +221,7 @@ async fn invalid_flags_are_errors() {
     for (flag, says) in [
         ("--msg-timeout=0.5s", "--msg-timeout: message timeout 500 ms; give 1000 ms"),
         ("--max-heartbeat-interval=0.5s", "--max-heartbeat-interval: heartbeat interval 500 ms;"),
-        ("--mem=10", "--mem: the store has 10 bytes; it needs 66 at least"),
+        ("--mem=10", "--mem: the store has 10 bytes; it needs 72 at least"),
         ("--mem=99999999999999", "--mem 99999999999999: memory allocation failed"),
         ("--broadcast-address=", "--broadcast-address is empty"),
     ] {
