@@ -48,7 +48,10 @@ pub(crate) trait Role: Sized + Send + 'static {
     /// Fills the report. Made after each poll of the runner.
     const REPORT: Call<Self>;
 
-    /// Begins to stop.
+    /// Made when the client is asked to end.
+    const CLOSE: Call<Self> = |_, _| ();
+
+    /// Begins to stop: nothing is left, or the time for it is over.
     const STOP: Call<Self>;
 
     /// Takes the tasks that may go on after a report. `over`: all of them, since the client closes
@@ -66,7 +69,7 @@ pub(crate) type Call<R> = for<'a> fn(&mut <R as Role>::Locals<'a>, &mut <R as Ro
 /// What each client's task must know.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
-    /// What is not delivered.
+    /// What is not delivered, or not answered.
     pub(crate) left: u64,
     pub(crate) is_stopped: bool,
     /// Lines for the log: whether it is a warning, and the text.
@@ -349,6 +352,7 @@ impl<R: Role> Client<R> {
                 Phase::Closing(earlier) => *earlier = at.min(*earlier),
                 Phase::Stopping(_) | Phase::Ended(_) => return,
             }
+            state.call(|_| (), R::CLOSE, |_| ());
             state.wake(true);
             state.to_wake.extend(state.task.take());
         });
@@ -366,7 +370,7 @@ impl<R: Role> Client<R> {
                 Phase::Running => false,
                 Phase::Closing(at) => {
                     if report.left == 0 || is_over(timer, at, cx) {
-                        state.phase = Phase::Stopping(at.max(Instant::now() + CLOSE));
+                        state.phase = Phase::Stopping(Instant::now() + CLOSE);
                         state.call(|_| (), R::STOP, |_| ());
                         cx.waker().wake_by_ref();
                     }

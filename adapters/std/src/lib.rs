@@ -1,8 +1,8 @@
 //! nanonsq on desktops, on tokio.
 //!
-//! [`Publisher`] owns its memory and runs in a task of its own. It is made of what programs with
-//! other needs use themselves: [`nanonsq_core::drive`], which borrows its memory, and this crate's
-//! sockets, DNS and time for it.
+//! [`Publisher`] and [`Consumer`] own their memory, and run in tasks of their own. They are made of
+//! what programs with other needs use themselves: [`nanonsq_core::drive`], which borrows its
+//! memory, and this crate's sockets, DNS and time for it.
 //!
 //! This crate has no NSQ logic: [`nanonsq_core`] documents behaviour. The roles are features:
 //! `full` (default) or some of `publisher`, `consumer`, `registration`, `nsqd` and `nsqlookupd`.
@@ -19,11 +19,13 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-#[cfg(feature = "publisher")]
+#[cfg(any(feature = "publisher", feature = "consumer"))]
 mod client;
+#[cfg(feature = "consumer")]
+mod consumer;
 #[cfg(feature = "publisher")]
 mod publisher;
-#[cfg(feature = "publisher")]
+#[cfg(any(feature = "publisher", feature = "consumer"))]
 mod setting;
 
 use std::future::Future;
@@ -46,11 +48,13 @@ use tokio::net::{TcpSocket, TcpStream, ToSocketAddrs};
 pub use embassy_sync::blocking_mutex::raw::{CriticalSectionRawMutex, NoopRawMutex};
 pub use nanonsq_core as core;
 
-#[cfg(feature = "publisher")]
+#[cfg(any(feature = "publisher", feature = "consumer"))]
 pub use client::Undelivered;
+#[cfg(feature = "consumer")]
+pub use consumer::{Consumer, ConsumerBuilder, Message};
 #[cfg(feature = "publisher")]
 pub use publisher::{NotAcknowledged, Options, PublishError, Publisher, PublisherBuilder, Receipt};
-#[cfg(feature = "publisher")]
+#[cfg(any(feature = "publisher", feature = "consumer"))]
 pub use setting::StartError;
 
 /// TCP keepalive: time without a packet before the first probe, and between probes.

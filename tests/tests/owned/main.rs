@@ -1,6 +1,7 @@
 //! The clients of `nanonsq-std` that own their memory, with real servers. Without them
 //! (`cargo xtask peers`) a test that needs them prints that it is skipped.
 
+mod consumer;
 mod publisher;
 
 use std::sync::Mutex;
