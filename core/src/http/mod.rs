@@ -59,6 +59,8 @@ mod config;
 pub(crate) mod emit;
 mod head;
 mod incoming;
+#[cfg(feature = "metrics")]
+pub(crate) mod metrics;
 mod outgoing;
 mod request;
 mod route;

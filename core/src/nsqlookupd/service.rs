@@ -33,6 +33,8 @@ enum Endpoint {
     Channels,
     Nodes,
     Debug,
+    #[cfg(feature = "metrics")]
+    Metrics,
     CreateTopic,
     DeleteTopic,
     CreateChannel,
@@ -48,6 +50,8 @@ const ROUTES: &[Route<Endpoint>] = &[
     get("/channels", Endpoint::Channels),
     get("/nodes", Endpoint::Nodes),
     get("/debug", Endpoint::Debug),
+    #[cfg(feature = "metrics")]
+    get("/metrics", Endpoint::Metrics),
     post("/topic/create", Endpoint::CreateTopic),
     post("/topic/delete", Endpoint::DeleteTopic),
     post("/channel/create", Endpoint::CreateChannel),
@@ -102,6 +106,8 @@ impl RequestContext<'_, '_> {
             Endpoint::Topics => return Ok(Task::new(Step::Topics)),
             Endpoint::Nodes => return Ok(Task::new(Step::Nodes)),
             Endpoint::Debug => return Ok(Task::new(Step::Debug)),
+            #[cfg(feature = "metrics")]
+            Endpoint::Metrics => return Ok(Task::new(Step::Metrics)),
             Endpoint::Lookup => Step::Lookup,
             Endpoint::Channels => Step::Channels,
             Endpoint::CreateTopic
@@ -129,6 +135,8 @@ impl RequestContext<'_, '_> {
             | Endpoint::Topics
             | Endpoint::Nodes
             | Endpoint::Debug => {}
+            #[cfg(feature = "metrics")]
+            Endpoint::Metrics => {}
             Endpoint::DeleteTopic => {
                 if let Some(topic) = found {
                     self.shared.tables.remove_topic(topic);

@@ -5,6 +5,7 @@ use crate::session::{Awaited, Closed, Fault, Link, Session};
 use crate::time::Span;
 use crate::wire::json::{Scanner, Token};
 
+mod metrics;
 mod tables;
 
 type Small = Storage<3, 3, 3, 1>;

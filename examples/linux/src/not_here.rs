@@ -27,7 +27,7 @@ const NOT_HERE: [(&str, &[&str]); 10] = [
         &["deflate", "max-deflate-level", "snappy"],
     ),
     (
-        "nothing is sent to statsd: poll /stats on the HTTP port",
+        "nothing is sent to statsd: let Prometheus read /metrics on the HTTP port",
         &[
             "statsd-address",
             "statsd-interval",

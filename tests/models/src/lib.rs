@@ -5,6 +5,7 @@
 
 pub mod nsqd;
 pub mod nsqlookupd;
+pub mod prometheus;
 pub mod random;
 pub mod server;
 mod waker;

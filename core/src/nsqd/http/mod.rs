@@ -12,10 +12,13 @@
 //!   with `binary=true` only `max_msg_size` limits a message.
 //! - `/config` has only options with a meaning here, and `log_level` cannot be changed.
 //! - There is no `/debug`.
+//! - With the feature `metrics`, `GET /metrics` has counters, depths and clients for Prometheus.
 //!
 //! Topics, channels and clients that change while `/stats` is written may be missing. The answer
 //! stays well-formed.
 
+#[cfg(feature = "metrics")]
+mod metrics;
 mod options;
 mod publish;
 mod service;

@@ -1,10 +1,14 @@
 //! The endpoints that are served over HTTP.
 
+#[cfg(feature = "metrics")]
+use super::metrics;
 use super::options::{Opt, set_lookupds};
 use super::publish::{EMPTY, Publish, no_slot};
 use super::stats::Stats;
 use super::{Client, Settings, Shared, Span};
 use crate::http::emit::{emit_i64, emit_text, emit_u64};
+#[cfg(feature = "metrics")]
+use crate::http::metrics::Progress;
 use crate::http::{
     self, Body, Content, End, Method, Piece, Refusal, Request, Route, Service, Status, Value,
 };
@@ -23,6 +27,8 @@ pub(super) enum Task {
     Info,
     Publish(Publish),
     Stats(Stats),
+    #[cfg(feature = "metrics")]
+    Metrics(Progress),
     /// Writes an option's value; the number is the step of a list to go on with.
     Option(Opt, u8),
     SetLookupds,
@@ -35,6 +41,8 @@ enum Endpoint {
     Pub,
     Mpub,
     Stats,
+    #[cfg(feature = "metrics")]
+    Metrics,
     GetOption,
     PutOption,
     CreateTopic,
@@ -55,6 +63,8 @@ const ROUTES: &[Route<Endpoint>] = &[
     post("/pub", Endpoint::Pub),
     post("/mpub", Endpoint::Mpub),
     get("/stats", Endpoint::Stats),
+    #[cfg(feature = "metrics")]
+    get("/metrics", Endpoint::Metrics),
     post("/topic/create", Endpoint::CreateTopic),
     post("/topic/delete", Endpoint::DeleteTopic),
     post("/topic/empty", Endpoint::EmptyTopic),
@@ -129,6 +139,8 @@ impl RequestContext<'_, '_> {
                 let channel = channel_param(request)?;
                 self.change_channel(now, to, found.ok_or(NO_TOPIC)?, &channel)?;
             }
+            #[cfg(feature = "metrics")]
+            Endpoint::Metrics => {}
         }
         Ok(Task::Done)
     }
@@ -162,6 +174,8 @@ impl RequestContext<'_, '_> {
             | Endpoint::Stats
             | Endpoint::GetOption
             | Endpoint::PutOption => {}
+            #[cfg(feature = "metrics")]
+            Endpoint::Metrics => {}
         }
         Ok(())
     }
@@ -199,6 +213,13 @@ impl RequestContext<'_, '_> {
         // Refuse the request before its body is read.
         self.shared.has_slot_for(now, &topic, Origin::Client).map_err(no_slot)?;
         Ok(topic)
+    }
+
+    /// Messages that became due count in the depth, no longer as deferred.
+    fn release_due(&mut self, now: Instant) {
+        for channel in 0..self.shared.channels.len() as Index {
+            self.shared.release_due(now, channel);
+        }
     }
 
     fn option(&self, request: &Request<'_>) -> Result<Opt, Refusal> {
@@ -303,6 +324,8 @@ impl Service for RequestContext<'_, '_> {
             | Endpoint::DeleteChannel
             | Endpoint::EmptyChannel
             | Endpoint::PauseChannel(_) => Body::Ignore,
+            #[cfg(feature = "metrics")]
+            Endpoint::Metrics => Body::Ignore,
         })
     }
 
@@ -315,11 +338,13 @@ impl Service for RequestContext<'_, '_> {
             Endpoint::Mpub => self.publish_many(now, request)?,
             Endpoint::PutOption => self.put_option(request)?,
             Endpoint::Stats => {
-                // Messages that became due count in the depth, no longer as deferred.
-                for channel in 0..self.shared.channels.len() as Index {
-                    self.shared.release_due(now, channel);
-                }
+                self.release_due(now);
                 Task::Stats(Stats::new(request)?)
+            }
+            #[cfg(feature = "metrics")]
+            Endpoint::Metrics => {
+                self.release_due(now);
+                Task::Metrics(Progress::NEW)
             }
             Endpoint::GetOption => Task::Option(self.option(request)?, 0),
             Endpoint::CreateTopic
@@ -345,6 +370,8 @@ impl Service for RequestContext<'_, '_> {
             Task::Done | Task::Ping | Task::Info | Task::Stats(_) | Task::Option(..) => {
                 Ok(bytes.len())
             }
+            #[cfg(feature = "metrics")]
+            Task::Metrics(_) => Ok(bytes.len()),
         }
     }
 
@@ -362,6 +389,8 @@ impl Service for RequestContext<'_, '_> {
                 Content::Text
             }
             Task::Stats(stats) => stats.content(),
+            #[cfg(feature = "metrics")]
+            Task::Metrics(_) => Content::Plain,
             Task::Option(option, _) => option.content(),
             // The body was empty.
             Task::SetLookupds => return Err(NO_VALUE),
@@ -373,6 +402,8 @@ impl Service for RequestContext<'_, '_> {
             Task::Ping | Task::Publish(_) => piece.put(|w| w.write_all(b"OK")),
             Task::Info => self.write_info(piece),
             Task::Stats(stats) => stats.write(now, self.clients, self.shared, piece),
+            #[cfg(feature = "metrics")]
+            Task::Metrics(progress) => metrics::write(progress, self.clients, self.shared, piece),
             Task::Option(option, at) => option.write(self.shared, self.settings, at, piece),
             Task::Done | Task::SetLookupds => true,
         }

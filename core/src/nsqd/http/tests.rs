@@ -1,5 +1,7 @@
 use core::net::SocketAddr;
 
+use nanonsq_models::prometheus;
+
 use super::*;
 use crate::name::{ChannelName, TopicName};
 use crate::nsqd::{Config, PublishError, Storage};
@@ -528,4 +530,58 @@ fn a_store_that_is_full_for_the_application_is_full_for_http() {
     world.open(0);
     let head = "POST /pub?topic=t HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx";
     assert_eq!(world.take(0, head.as_bytes()), head.len() - 1);
+}
+
+#[test]
+fn metrics_have_what_stats_have() {
+    let mut world = small();
+    let (t, u, c) = (topic("t"), topic("u"), ChannelName::new("c").unwrap());
+    for (topic, channel) in [(&t, None), (&t, Some(&c)), (&u, None)] {
+        world.node.create(world.now, topic, channel).unwrap();
+    }
+    assert_eq!(world.ask("POST /pub?topic=t", b"hello"), "OK");
+    assert_eq!(world.ask("POST /pub?topic=u", b"hi"), "OK");
+    // The longest client's name, of which each character is escaped.
+    let identify = format!(r#"{{"client_id":"{}"}}"#, "\\\"".repeat(40));
+    let len = (identify.len() as u32).to_be_bytes();
+    let sub = [b"IDENTIFY\n", &len[..], identify.as_bytes(), b"SUB t c\nRDY 3\n"].concat();
+    world.client(0, &sub);
+    let series = prometheus::parse(&world.ask("GET /metrics", b""));
+    let client = format!(
+        r#"{{topic="t",channel="c",client_id="{}",address="10.0.0.1:50000"}}"#,
+        "\\\"".repeat(32)
+    );
+    for (name, labels, value) in [
+        ("nsqd_messages_total", "", 2.0),
+        ("nsqd_deliveries_total", "", 1.0),
+        ("nsqd_clients", "", 1.0),
+        ("nsqd_topic_depth", r#"{topic="u"}"#, 1.0),
+        ("nsqd_topic_bytes_total", r#"{topic="t"}"#, 5.0),
+        ("nsqd_channel_in_flight", r#"{topic="t",channel="c"}"#, 1.0),
+        ("nsqd_channel_clients", r#"{topic="t",channel="c"}"#, 1.0),
+        ("nsqd_client_ready", &client, 3.0),
+        ("nsqd_client_messages_total", &client, 1.0),
+    ] {
+        assert_eq!(series.get(&format!("{name}{labels}")), Some(&value), "{name}: {series:?}");
+    }
+    // 11 of the node, 5 of each topic, 9 of each channel, 5 of each client.
+    assert_eq!(series.len(), 11 + 2 * 5 + 9 + 5);
+}
+
+/// Every sample fits a piece, whatever the names are.
+#[test]
+fn the_longest_names_fit_metrics() {
+    let mut world = small();
+    let client = |at: u32| {
+        let identify = format!(r#"{{"client_id":"{}"}}"#, "\\\"".repeat(40));
+        let (topic, channel) = (format!("{at}{}", "t".repeat(63)), "c".repeat(64));
+        let len = (identify.len() as u32).to_be_bytes();
+        let sub = format!("SUB {topic} {channel}\n");
+        [b"IDENTIFY\n", &len[..], identify.as_bytes(), sub.as_bytes()].concat()
+    };
+    for at in 0..3 {
+        world.client(at, &client(at as u32));
+    }
+    let series = prometheus::parse(&world.ask("GET /metrics", b""));
+    assert_eq!(series.len(), 11 + 3 * (5 + 9 + 5));
 }

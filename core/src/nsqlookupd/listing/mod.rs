@@ -3,9 +3,13 @@
 //! A list identifies its topic or nsqd by slot and serial number: if the slot has another content
 //! meanwhile, the list ends. Each element is written completely in one piece.
 
+#[cfg(feature = "metrics")]
+mod metrics;
 mod view;
 
 use crate::http::emit::emit_text;
+#[cfg(feature = "metrics")]
+use crate::http::metrics::Progress;
 use crate::http::{Content, Piece};
 use crate::wire::Write;
 
@@ -33,6 +37,8 @@ pub(super) struct Task {
     serial: u32,
     /// The last serial number issued when the list began.
     since: u32,
+    #[cfg(feature = "metrics")]
+    metrics: Progress,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +62,8 @@ pub(super) enum Step {
     NodeTombstone,
     Debug,
     DebugProducer,
+    #[cfg(feature = "metrics")]
+    Metrics,
     Done,
 }
 
@@ -71,6 +79,8 @@ impl Task {
             slot: 0,
             serial: 0,
             since: 0,
+            #[cfg(feature = "metrics")]
+            metrics: Progress::NEW,
         }
     }
 
@@ -89,6 +99,8 @@ impl Task {
         match self.step {
             Step::Nothing | Step::Done => Content::Nothing,
             Step::Ping => Content::Plain,
+            #[cfg(feature = "metrics")]
+            Step::Metrics => Content::Plain,
             Step::Info
             | Step::Topics
             | Step::Topic
@@ -190,6 +202,12 @@ impl Task {
                 self.text(piece, "{", Step::DebugProducer)
             }
             Step::DebugProducer => self.debug(view, piece),
+            #[cfg(feature = "metrics")]
+            Step::Metrics => {
+                let is_all = metrics::write(&mut self.metrics, view, piece);
+                self.step = if is_all { Step::Done } else { Step::Metrics };
+                is_all
+            }
         }
     }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use nanonsq_models::prometheus;
 use nanonsq_tests::{Nsqd, Nsqlookupd, ServerOptions, eventually, http, require_peers};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -50,6 +51,39 @@ async fn listed(lookupd: SocketAddr) -> Vec<u64> {
     let found = http::get_json(lookupd, "/lookup?topic=t").await.unwrap_or_default();
     let producers = found["producers"].as_array().cloned().unwrap_or_default();
     producers.iter().map(|producer| producer["tcp_port"].as_u64().unwrap()).collect()
+}
+
+/// The dashboard of the documentation shows what there is.
+#[tokio::test]
+async fn metrics_are_in_the_format_of_prometheus_and_on_the_dashboard() {
+    let lookupd = Server::start("lookupd", &[]).await;
+    let node = Server::node(lookupd.tcp, &[]).await;
+    http::post(node.http, "/pub?topic=t", b"hello").await.unwrap();
+    let consumer = Run::subscribe(node.tcp, &[]);
+    consumer.until_it_prints(1).await;
+    eventually("it is listed", SOON, async || !listed(lookupd.http).await.is_empty()).await;
+    let mut series = Vec::new();
+    for server in [&node, &lookupd] {
+        let answer = http::get(server.http, "/metrics").await.unwrap();
+        assert_eq!((answer.status, answer.header("x-nsq-content-type")), (200, None));
+        assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"));
+        series.extend(prometheus::parse(&answer.text()));
+    }
+    let value = |name: &str| series.iter().find(|(is, _)| is == name).map(|(_, value)| *value);
+    assert_eq!(value(r#"nsqd_channel_messages_total{topic="t",channel="c"}"#), Some(1.0));
+    assert_eq!(value(r#"nsqlookupd_topic_nodes{topic="t"}"#), Some(1.0));
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/grafana.json");
+    let dashboard: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let text = dashboard.to_string();
+    let words = text.split(|char: char| !char.is_ascii_alphanumeric() && char != '_');
+    let shown: Vec<_> =
+        words.filter(|word| word.starts_with("nsq") && word.contains('_')).collect();
+    assert!(shown.len() > 10, "{shown:?}");
+    for name in shown {
+        let is_of = |(is, _): &(String, f64)| is.split('{').next() == Some(name);
+        assert!(series.iter().any(is_of), "{name} is not there: {series:?}");
+    }
 }
 
 #[tokio::test]
