@@ -21,7 +21,8 @@ use crate::not_here::{is_not_here, not_here};
 #[command(next_help_heading = "Common options")]
 pub(crate) struct Common {
     /// TOML file with more flags, named as here; those of one command in a section of its name.
-    /// NANONSQ_<FLAG> in the environment outranks the file, and a flag given here outranks both.
+    /// NANONSQ_FLAG, with the flag's name, in the environment outranks the file, and a flag given
+    /// here outranks both.
     #[arg(long, global = true, value_name = "PATH")]
     config: Option<PathBuf>,
 
