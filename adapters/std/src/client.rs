@@ -389,6 +389,7 @@ impl<R: Role> Client<R> {
     /// Ends the client's connections.
     fn end(self: &Arc<Self>) {
         self.with_soon(|state| {
+            state.call(|_| (), R::CLOSE, |_| ());
             state.ask(Ask::End);
             let report = state.report(true);
             let left = Undelivered { messages: report.left, why: report.why };

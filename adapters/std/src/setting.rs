@@ -3,10 +3,12 @@
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
-use std::time::Duration;
+#[cfg(feature = "nsqd")]
+use std::net::SocketAddr;
+#[cfg(feature = "nsqd")]
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nanonsq_core::address::Address;
-use nanonsq_core::time::Span;
 
 /// Why a client did not start.
 #[derive(Debug)]
@@ -63,11 +65,33 @@ impl Settings {
 }
 
 /// Returns a time in milliseconds, the longest that there is if it is longer.
-pub(crate) fn span(time: Duration) -> Span {
-    Span::from_millis(u32::try_from(time.as_millis()).unwrap_or(u32::MAX))
+#[cfg(any(feature = "publisher", feature = "consumer"))]
+pub(crate) fn span(time: std::time::Duration) -> nanonsq_core::time::Span {
+    nanonsq_core::time::Span::from_millis(u32::try_from(time.as_millis()).unwrap_or(u32::MAX))
 }
 
 /// Returns a number that differs from process to process and from call to call.
 pub(crate) fn random() -> u32 {
     RandomState::new().build_hasher().finish() as u32
+}
+
+/// Listens on `address`, and returns the address with its port.
+#[cfg(feature = "nsqd")]
+pub(crate) async fn listening(
+    address: &str,
+) -> Result<(crate::TcpListener, SocketAddr), StartError> {
+    tokio::runtime::Handle::try_current().map_err(|_| StartError::NoRuntime)?;
+    let listener = crate::TcpListener::bind(address).await;
+    let bound = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
+    match bound {
+        Ok((at, listener)) => Ok((listener, at)),
+        Err(why) => Err(StartError::Listen { address: address.to_owned(), why }),
+    }
+}
+
+/// Returns the Unix time in nanoseconds.
+#[cfg(feature = "nsqd")]
+pub(crate) fn unix_time() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

@@ -91,3 +91,19 @@ async fn register() {
     let found = lookupd.get_json("/lookup?topic=readings").await;
     assert_eq!(found["producers"], serde_json::json!([]));
 }
+
+#[tokio::test]
+async fn nsqd() {
+    let peers = require_peers!();
+    let lookupd = Nsqlookupd::start(&peers, ServerOptions::new()).await;
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let tool = start("nsqd", &[any, any, lookupd.tcp_address()], &[]);
+    printed(&tool, "listening on ").await;
+    let text = tool.stdout();
+    let address = text.trim().rsplit(' ').next().unwrap().parse().unwrap();
+    let found =
+        async || lookupd.get_json("/channels?topic=readings").await["channels"][0] == "archive";
+    eventually("it is listed", LIMIT, found).await;
+    assert_eq!(output(start("consume", &[address], &["10"])).await.lines().count(), 10);
+    assert!(output(tool).await.ends_with("all is consumed\n"));
+}

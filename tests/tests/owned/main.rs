@@ -2,6 +2,7 @@
 //! (`cargo xtask peers`) a test that needs them prints that it is skipped.
 
 mod consumer;
+mod nsqd;
 mod publisher;
 
 use std::sync::Mutex;
