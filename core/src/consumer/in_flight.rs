@@ -141,7 +141,6 @@ impl<'a> InFlight<'a> {
     }
 
     /// Reserves slots for a message of `len` bytes, and returns the first.
-    #[inline(never)]
     pub(super) fn reserve(&mut self, owner: u8, len: u32) -> Result<u16, NoRoom> {
         let bytes = usize::try_from(len).unwrap_or(usize::MAX);
         if bytes > self.unit.wrapping_mul(self.slots.len()) {
@@ -188,7 +187,6 @@ impl<'a> InFlight<'a> {
 
     /// Gives up an earlier delivery of the message on the same connection, whose answer nsqd would
     /// take for the answer to the new delivery.
-    #[inline(never)]
     fn supersede(&mut self, new: usize) -> bool {
         // The usual case: the first delivery.
         if self.attempts(new) < 2 {
@@ -305,7 +303,6 @@ impl<'a> InFlight<'a> {
     /// Returns the next answer for the nsqd of connection `owner`, and its slot, in which the id of
     /// the message stays until another message arrives.
     // Not inlined, because the function needs all registers.
-    #[inline(never)]
     pub(super) fn next_answer(&mut self, owner: u8) -> Option<(usize, Answer)> {
         let at = self.find(self.answer, |_, slot| {
             let answered = matches!(
@@ -438,7 +435,6 @@ impl<'a> InFlight<'a> {
     }
 
     /// Returns the head of the message, which precedes the body.
-    #[inline(never)]
     fn head(&self, at: usize) -> Option<&[u8; MessageHead::LEN]> {
         self.ring.get(self.start(at)..)?.first_chunk()
     }

@@ -303,7 +303,6 @@ impl<'a> Consumer<'a> {
     }
 
     /// Finishes the message (FIN). During backoff, this counts as a success.
-    #[inline(never)]
     pub fn finish(&mut self, now: Instant, token: Token) -> Result<(), AnswerError> {
         let shared = &mut self.shared;
         shared.now = now;

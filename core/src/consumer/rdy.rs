@@ -207,7 +207,6 @@ impl<'a> RdyTable<'a> {
     }
 
     /// Ends an interval: connections whose turn is over pass it on.
-    #[inline(never)]
     pub(super) fn redistribute(&mut self) {
         if !self.takes_turns() {
             return;

@@ -132,7 +132,6 @@ impl Listed {
 
     /// Adds the producer to the table for a source, unless it is there. Returns whether there is a
     /// new event.
-    #[inline(never)]
     pub(super) fn enter(&self, entries: &mut [Entry], source: u8, host: &str) -> bool {
         // Without another error, the host was not accepted as an address.
         let why = self.host.or(self.bad_port).unwrap_or(BadProducer::BadHost);

@@ -117,7 +117,6 @@ impl Handshake {
     /// Stages the next piece of the current command in `buffer`.
     // Out of line, so that its stack frame is not part of every poll.
     #[cold]
-    #[inline(never)]
     pub(crate) fn stage_command(&mut self, buffer: &mut [u8], commands: &dyn Commands) {
         let state = self.state();
         self.staging.stage_text(buffer, |w| commands.emit(w, state));
@@ -125,7 +124,6 @@ impl Handshake {
 
     /// Handles a part of a frame that is not a message, and appends its data to `text`. If the next
     /// state of the handshake begins, it is given up at `until`.
-    #[inline(never)]
     pub(crate) fn on_part(
         &mut self,
         part: &FramePart<'_>,
@@ -186,7 +184,6 @@ impl Handshake {
     /// Returns the fault for an error after which nsqd closes, by the error's text: a
     /// [permanent](Fault::is_permanent) fault, or [`Fault::Refused`].
     #[cold]
-    #[inline(never)]
     pub(crate) fn refusal(&self, text: &[u8]) -> Fault {
         let (code, description) = ErrorCode::parse(text);
         if code.meaning() == Meaning::Auth {

@@ -66,7 +66,6 @@ impl Backoff {
     /// `base`, a `base` of zero as 1 ms; `spread` is the longest delay after a good connection.
     /// `short` is true if a connection came up and was not good since the last good one or the last
     /// delay.
-    #[inline(never)]
     pub(crate) fn delay(
         &mut self,
         [base, cap, spread]: [Span; 3],

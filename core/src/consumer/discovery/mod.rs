@@ -244,7 +244,6 @@ impl<'a> NsqdTable<'a> {
         self.offer_as(now, rotate, source, round, address, Nsqd::Found)
     }
 
-    #[inline(never)]
     fn offer_as(
         &mut self,
         now: Instant,
@@ -327,7 +326,6 @@ impl<'a> NsqdTable<'a> {
     }
 
     /// Ends a round in which the source has listed all its nsqds, at least one.
-    #[inline(never)]
     pub(super) fn end(
         &mut self,
         now: Instant,
@@ -443,7 +441,6 @@ impl<'a> NsqdTable<'a> {
         }
     }
 
-    #[inline(never)]
     fn assign(&mut self, at: usize, source: u8, nsqd: Nsqd, address: &Address) {
         self.order = self.order.wrapping_add(1);
         if matches!(nsqd, Nsqd::Found)

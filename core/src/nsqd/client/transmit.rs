@@ -20,7 +20,6 @@ impl ClientSession<'_, '_> {
 
     /// Stages the next piece of the response to IDENTIFY, which is longer than the buffer and is
     /// therefore encoded again for each piece.
-    #[inline(never)]
     fn stage_answer(&mut self) {
         let client = &mut *self.client;
         let (config, limits) = (self.shared.config, &self.shared.limits);

@@ -198,7 +198,6 @@ impl Peer {
     }
 
     #[cold]
-    #[inline(never)]
     fn close(&mut self, config: &Config<'_>, now: Instant, why: Closed) {
         self.timers.stop_all();
         self.dialed.close(&why, config.close_timeout, now);

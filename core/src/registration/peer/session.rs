@@ -42,7 +42,6 @@ impl PeerSession<'_, '_> {
     }
 
     #[cold]
-    #[inline(never)]
     fn fail(&mut self, now: Instant, fault: Fault) -> Result<(), Fault> {
         self.peer.close(self.config, now, Closed::Fault(fault));
         Err(fault)
@@ -76,7 +75,6 @@ impl PeerSession<'_, '_> {
         self.peer.outstanding = self.peer.outstanding.saturating_add(1);
     }
 
-    #[inline(never)]
     fn stage(&mut self, now: Instant) {
         self.peer.dialed.staging.clear();
         let state = self.peer.state();
@@ -88,7 +86,6 @@ impl PeerSession<'_, '_> {
     }
 
     #[cold]
-    #[inline(never)]
     fn stage_identify(&mut self) {
         let Peer { dialed, tx_buffer, .. } = &mut *self.peer;
         dialed.staging.stage_text(tx_buffer, |w| {

@@ -149,7 +149,6 @@ pub fn emit_identify(
 
 // Not with `json::Object`, which a publisher needs for nothing else. Not inlined, so that all
 // clients of a program share one copy.
-#[inline(never)]
 fn emit_body(
     w: &mut ChunkWriter<'_>,
     request: &IdentifyRequest<'_>,

@@ -210,7 +210,6 @@ impl GrantedScanner {
     }
 
     /// Reads the next piece of the response.
-    #[inline(never)]
     pub fn feed(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             if byte.is_ascii_whitespace() {
