@@ -18,8 +18,16 @@ macro_rules! warn_of {
     ($text:literal) => {{
         #[cfg(feature = "defmt")]
         defmt::warn!($text);
+        // `log::warn!` keeps its place in the source as a panic does, of which the core has none.
         #[cfg(all(feature = "log", not(feature = "defmt")))]
-        log::warn!($text);
+        if log::Level::Warn <= log::STATIC_MAX_LEVEL && log::Level::Warn <= log::max_level() {
+            let record = log::Record::builder()
+                .level(log::Level::Warn)
+                .target(module_path!())
+                .args(format_args!($text))
+                .build();
+            log::logger().log(&record);
+        }
     }};
 }
 

@@ -2,6 +2,7 @@
 //! scenario has a device, two nsqlookupds and an nsqd; the messages in nsqd decide the result.
 
 mod device;
+mod examples;
 mod hostile;
 mod memory;
 mod nsqd;
@@ -83,11 +84,13 @@ enum Scenario {
     Node,
     /// The device is an nsqd among hostile clients, and its application publishes within 2 s
     Hostile,
+    /// The examples publish, and obey a command
+    Examples,
     /// A soak with heartbeats only
     Idle,
     /// A soak as fast as possible
     Flood,
-    /// All of these, and `clean` as ARMv6-M
+    /// All of these, and `clean` and `examples` as ARMv6-M
     All,
     /// Run the device with your servers at 127.0.0.1, on NSQ's ports, until Ctrl-C
     Own,
@@ -95,7 +98,7 @@ enum Scenario {
 
 impl Scenario {
     /// All scenarios, the soaks last.
-    const ALL: [(Option<Target>, Self); 12] = [
+    const ALL: [(Option<Target>, Self); 14] = [
         (None, Self::Clean),
         (Some(Target::Thumbv6m), Self::Clean),
         (None, Self::Restarts),
@@ -106,6 +109,8 @@ impl Scenario {
         (None, Self::Command),
         (None, Self::Node),
         (None, Self::Hostile),
+        (None, Self::Examples),
+        (Some(Target::Thumbv6m), Self::Examples),
         (None, Self::Idle),
         (None, Self::Flood),
     ];
@@ -121,6 +126,7 @@ impl Scenario {
             Self::Command => "command",
             Self::Node => "node",
             Self::Hostile => "hostile",
+            Self::Examples => "examples",
             Self::Idle => "idle",
             Self::Flood => "flood",
             Self::All => "all",
@@ -204,6 +210,9 @@ async fn play(
     if scenario == Scenario::Hostile {
         return hostile::play(kernel, options.defmt).await;
     }
+    if scenario == Scenario::Examples {
+        return examples::play(peers, kernel, options.defmt).await;
+    }
     let mut stage = Stage::set(peers, kernel, options.defmt, scenario).await;
     let soak = Duration::from_secs(options.seconds.into());
     match scenario {
@@ -216,7 +225,9 @@ async fn play(
         Scenario::Command => stage.command().await,
         Scenario::Idle => stage.idle(soak).await,
         Scenario::Flood => stage.flood(soak).await,
-        Scenario::Node | Scenario::Hostile | Scenario::All | Scenario::Own => bail!("not a play"),
+        Scenario::Node | Scenario::Hostile | Scenario::Examples | Scenario::All | Scenario::Own => {
+            bail!("not a play")
+        }
     }
 }
 

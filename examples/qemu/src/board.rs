@@ -6,17 +6,17 @@ use cortex_m::interrupt::InterruptNumber;
 use cortex_m::peripheral::NVIC;
 
 /// CMSDK APB timer 0, at the system clock.
-pub(crate) const TIMER0: usize = 0x4000_0000;
+pub const TIMER0: usize = 0x4000_0000;
 /// FPGA I/O, with a counter that can run at 1 MHz.
-pub(crate) const FPGAIO: usize = 0x4002_8000;
+pub const FPGAIO: usize = 0x4002_8000;
 /// The Ethernet controller, a LAN9118.
-pub(crate) const ETHERNET: usize = 0x4020_0000;
+pub const ETHERNET: usize = 0x4020_0000;
 /// The frequency of the system clock.
-pub(crate) const SYSTEM_MHZ: u32 = 25;
+pub const SYSTEM_MHZ: u32 = 25;
 
 /// Interrupt numbers. ARMv6-M has 32, enough for this board.
 #[derive(Clone, Copy)]
-pub(crate) enum Interrupt {
+pub enum Interrupt {
     Timer0 = 8,
     Ethernet = 13,
 }
@@ -30,20 +30,20 @@ unsafe impl InterruptNumber for Interrupt {
 
 impl Interrupt {
     /// Enables the interrupt, which has a handler.
-    pub(crate) fn enable(self) {
+    pub fn enable(self) {
         // SAFETY: no critical section relies on the mask of a single interrupt.
         unsafe { NVIC::unmask(self) };
     }
 }
 
 /// Reads a register.
-pub(crate) fn read(address: usize) -> u32 {
+pub fn read(address: usize) -> u32 {
     // SAFETY: callers pass addresses of registers that may be read at any time.
     unsafe { (address as *const u32).read_volatile() }
 }
 
 /// Writes a register.
-pub(crate) fn write(address: usize, value: u32) {
+pub fn write(address: usize, value: u32) {
     // SAFETY: callers pass addresses of registers; no write makes the board access memory.
     unsafe { (address as *mut u32).write_volatile(value) };
 }
@@ -51,7 +51,7 @@ pub(crate) fn write(address: usize, value: u32) {
 /// Makes unaligned accesses fault, as on ARMv6-M; the board's Cortex-M3 allows them. Not for code
 /// for ARMv7-M, which uses unaligned accesses.
 #[cfg(armv6m)]
-pub(crate) fn trap_unaligned() {
+pub fn trap_unaligned() {
     const CCR: usize = 0xE000_ED14;
     const UNALIGN_TRP: u32 = 1 << 3;
     write(CCR, read(CCR) | UNALIGN_TRP);
@@ -60,7 +60,7 @@ pub(crate) fn trap_unaligned() {
 /// Returns the number of resets since power-on, and counts this start. It replaces a random number,
 /// which this board cannot make: with a constant seed, a reset board would reuse the ports of
 /// connections that servers still have.
-pub(crate) fn resets() -> u32 {
+pub fn resets() -> u32 {
     // SAFETY: an integer needs no initialization. A reset keeps it; QEMU starts with zeroed RAM.
     #[unsafe(link_section = ".uninit.STARTS")]
     static STARTS: AtomicU32 = AtomicU32::new(0);
@@ -70,7 +70,7 @@ pub(crate) fn resets() -> u32 {
 }
 
 /// Returns the most bytes of the stack ever in use.
-pub(crate) fn stack_used() -> usize {
+pub fn stack_used() -> usize {
     unsafe extern "C" {
         static _stack_end: u32;
         static _stack_start: u32;

@@ -79,7 +79,7 @@ extern "C" fn on_alarm() {
 }
 
 /// Starts the clock. To be called once, before any use of embassy-time.
-pub(crate) fn start() {
+pub fn start() {
     write(PRESCALE, SYSTEM_MHZ - 1);
     write(PRESCALE_COUNTER, SYSTEM_MHZ - 1);
     write(COUNTER, 0);

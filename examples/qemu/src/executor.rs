@@ -12,7 +12,7 @@ static WOKEN: AtomicBool = AtomicBool::new(false);
 static WAKEUPS: AtomicU32 = AtomicU32::new(0);
 
 /// Returns the number of wakes from sleep.
-pub(crate) fn wakeups() -> u32 {
+pub fn wakeups() -> u32 {
     WAKEUPS.load(Ordering::Relaxed)
 }
 
@@ -21,18 +21,18 @@ fn pend(_: *mut ()) {
     WOKEN.store(true, Ordering::Release);
 }
 
-pub(crate) struct Executor {
+pub struct Executor {
     inner: raw::Executor,
     // The executor must stay on its thread.
     not_send: PhantomData<*mut ()>,
 }
 
 impl Executor {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self { inner: raw::Executor::new(core::ptr::null_mut()), not_send: PhantomData }
     }
 
-    pub(crate) fn run(&'static mut self, init: impl FnOnce(Spawner)) -> ! {
+    pub fn run(&'static mut self, init: impl FnOnce(Spawner)) -> ! {
         init(self.inner.spawner());
         loop {
             WOKEN.store(false, Ordering::Relaxed);

@@ -9,18 +9,19 @@ use static_cell::StaticCell;
 const ARGS_MAX: usize = 1024;
 
 /// Returns the arguments of QEMU (`-semihosting-config arg=`) of the form `key=value`.
-pub(crate) fn args() -> impl Iterator<Item = (&'static str, &'static str)> {
+pub fn args() -> impl Iterator<Item = (&'static str, &'static str)> {
     static ARGS: StaticCell<Args<ARGS_MAX>> = StaticCell::new();
     let args = semihosting::experimental::env::args().ok().map(|args| &*ARGS.init(args));
     args.into_iter().flatten().filter_map(|arg| arg.ok()?.split_once('='))
 }
 
 /// Ends QEMU with an exit status.
-pub(crate) fn exit(status: i32) -> ! {
+pub fn exit(status: i32) -> ! {
     semihosting::process::exit(status)
 }
 
 /// Logs a line, or prints it if no log is on.
+#[macro_export]
 macro_rules! say {
     ($text:literal $(, $arg:expr)* $(,)?) => {{
         #[cfg(feature = "defmt")]
@@ -32,20 +33,17 @@ macro_rules! say {
     }};
 }
 
-pub(crate) use say;
-
 /// Logs an error of the configuration and ends QEMU.
+#[macro_export]
 macro_rules! give_up {
     ($text:literal $(, $arg:expr)* $(,)?) => {{
-        $crate::host::say!($text $(, $arg)*);
+        $crate::say!($text $(, $arg)*);
         $crate::host::exit(2)
     }};
 }
 
-pub(crate) use give_up;
-
 /// Installs the logger.
-pub(crate) fn start_log() {
+pub fn start_log() {
     #[cfg(all(feature = "text", not(feature = "defmt")))]
     {
         static LOG: text::Log = text::Log;

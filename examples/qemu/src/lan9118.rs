@@ -93,18 +93,18 @@ static PHY_CALLED: AtomicBool = AtomicBool::new(true);
 
 /// Frames and bytes since the start.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Traffic {
-    pub(crate) frames_in: u32,
-    pub(crate) bytes_in: u32,
-    pub(crate) frames_out: u32,
-    pub(crate) bytes_out: u32,
+pub struct Traffic {
+    pub frames_in: u32,
+    pub bytes_in: u32,
+    pub frames_out: u32,
+    pub bytes_out: u32,
 }
 
 static TRAFFIC: Mutex<Cell<Traffic>> =
     Mutex::new(Cell::new(Traffic { frames_in: 0, bytes_in: 0, frames_out: 0, bytes_out: 0 }));
 
 /// Returns the counts so far.
-pub(crate) fn traffic() -> Traffic {
+pub fn traffic() -> Traffic {
     critical_section::with(|cs| TRAFFIC.borrow(cs).get())
 }
 
@@ -118,7 +118,7 @@ fn count(change: impl FnOnce(&mut Traffic)) {
 }
 
 /// The controller. RAM: two frames.
-pub(crate) struct Lan9118 {
+pub struct Lan9118 {
     mac: [u8; 6],
     link: LinkState,
     rx: Frame,
@@ -127,11 +127,11 @@ pub(crate) struct Lan9118 {
 
 /// There is no controller at the address; has the value read in place of [`IT_IS_ONE`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct NotFound(pub(crate) u32);
+pub struct NotFound(pub u32);
 
 impl Lan9118 {
     /// Resets the controller and enables its interrupt. The MAC address is that of its EEPROM.
-    pub(crate) fn new() -> Result<Self, NotFound> {
+    pub fn new() -> Result<Self, NotFound> {
         let test = read(BYTE_TEST);
         if test != IT_IS_ONE {
             return Err(NotFound(test));
@@ -156,7 +156,7 @@ impl Lan9118 {
         Ok(Self { mac, link: LinkState::Down, rx: Frame::EMPTY, tx: Frame::EMPTY })
     }
 
-    pub(crate) fn mac(&self) -> [u8; 6] {
+    pub fn mac(&self) -> [u8; 6] {
         self.mac
     }
 }
@@ -217,7 +217,7 @@ impl Driver for Lan9118 {
 }
 
 /// A frame in the receive FIFO.
-pub(crate) struct RxToken<'a>(&'a mut Frame);
+pub struct RxToken<'a>(&'a mut Frame);
 
 impl embassy_net_driver::RxToken for RxToken<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, f: F) -> R {
@@ -240,7 +240,7 @@ impl embassy_net_driver::RxToken for RxToken<'_> {
 }
 
 /// Permission to transmit one frame.
-pub(crate) struct TxToken<'a>(&'a mut Frame);
+pub struct TxToken<'a>(&'a mut Frame);
 
 impl embassy_net_driver::TxToken for TxToken<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
@@ -266,7 +266,7 @@ impl embassy_net_driver::TxToken for TxToken<'_> {
 }
 
 /// Memory for one frame, as words.
-pub(crate) struct Frame([u32; WORDS]);
+pub struct Frame([u32; WORDS]);
 
 impl Frame {
     const EMPTY: Self = Self([0; WORDS]);

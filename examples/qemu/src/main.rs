@@ -19,11 +19,6 @@
 #![no_std]
 #![no_main]
 
-mod board;
-mod clock;
-mod executor;
-mod host;
-mod lan9118;
 mod serve;
 mod settings;
 
@@ -44,11 +39,9 @@ use nanonsq_embassy::core::registration::Config as RegistrationConfig;
 use nanonsq_embassy::{
     CriticalSectionRawMutex, EmbassySleep, NoopRawMutex, Sockets, TcpDialer, TcpStorage,
 };
+use nanonsq_qemu::{Executor, board, executor, give_up, host, lan9118, say};
 use static_cell::{ConstStaticCell, StaticCell};
 
-use executor::Executor;
-use host::{give_up, say};
-use lan9118::{Lan9118, NotFound};
 use settings::{COMMAND_LOOKUPDS_MAX, Firmware, LOOKUPDS_MAX};
 
 /// Bytes of the publisher's outbox.
@@ -106,17 +99,9 @@ type SensorNode = Node<'static, PublishHandle, EmbassySleep>;
 
 #[cortex_m_rt::entry]
 fn main() -> ! {
-    #[cfg(armv6m)]
-    board::trap_unaligned();
-    clock::start();
-    host::start_log();
+    nanonsq_qemu::start();
     static EXECUTOR: StaticCell<Executor> = StaticCell::new();
     EXECUTOR.init(Executor::new()).run(|spawner| spawn(spawner, node(spawner)))
-}
-
-#[embassy_executor::task]
-async fn network(mut runner: embassy_net::Runner<'static, &'static mut Lan9118>) {
-    runner.run().await
 }
 
 #[embassy_executor::task]
@@ -164,7 +149,9 @@ async fn node(spawner: Spawner) {
     static OWN_ADDRESS: StaticCell<heapless::String<16>> = StaticCell::new();
     let firmware: &'static Firmware = FIRMWARE.init(Firmware::read());
 
-    let stack = start_network(spawner, firmware.seed);
+    static STACK: ConstStaticCell<StackResources<SOCKETS>> =
+        ConstStaticCell::new(StackResources::new());
+    let stack = nanonsq_qemu::network(spawner, STACK.take(), firmware.seed);
     stack.wait_config_up().await;
     let own = OWN_ADDRESS.init(heapless::String::new());
     if let Some(config) = stack.config_v4() {
@@ -203,23 +190,6 @@ async fn node(spawner: Spawner) {
     let _ = with_timeout(REGISTERED_IN, registry.settled()).await;
     join(registry.stop(), publisher.stop(&EmbassySleep)).await;
     finish(&counters)
-}
-
-fn start_network(spawner: Spawner, seed: u32) -> Stack<'static> {
-    static DEVICE: StaticCell<Lan9118> = StaticCell::new();
-    static RESOURCES: ConstStaticCell<StackResources<SOCKETS>> =
-        ConstStaticCell::new(StackResources::new());
-    let device = match Lan9118::new() {
-        Ok(device) => DEVICE.init(device),
-        Err(NotFound(test)) => give_up!("no LAN9118: its test register has {:x}", test),
-    };
-    let [_, _, c, d, e, f] = device.mac();
-    let seed = seed.wrapping_add(board::resets());
-    let seed = u64::from(seed) << 32 | u64::from(u32::from_be_bytes([c, d, e, f]));
-    let config = embassy_net::Config::dhcpv4(embassy_net::DhcpConfig::default());
-    let (stack, runner) = embassy_net::new(device, config, RESOURCES.take(), seed);
-    spawn(spawner, network(runner));
-    stack
 }
 
 fn start_publisher(

@@ -15,9 +15,9 @@ use nanonsq_embassy::core::{nsqd as core_node, registration};
 use nanonsq_embassy::{EmbassySleep, NoopRawMutex, TcpDialer, TcpListener, TcpStorage};
 use static_cell::{ConstStaticCell, StaticCell};
 
-use crate::host::{give_up, say};
 use crate::settings::{Firmware, LOOKUPDS_MAX};
 use crate::{finish, spawn};
+use nanonsq_qemu::{give_up, say};
 
 /// Clients (consumers and producers) at a time; one more is rejected.
 pub(crate) const CLIENTS: usize = 4;

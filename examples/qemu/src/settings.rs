@@ -32,7 +32,7 @@ use nanonsq_embassy::core::name::TopicName;
 use nanonsq_embassy::core::time::Span;
 use nanonsq_embassy::core::{consumer, nsqd, publisher, registration};
 
-use crate::host::{self, give_up};
+use nanonsq_qemu::{give_up, host};
 
 /// The most nsqds of the publisher.
 pub(crate) const NSQDS_MAX: usize = 4;
