@@ -18,6 +18,7 @@ mod settings;
 mod signals;
 mod subscribe;
 mod system;
+mod topics;
 mod view;
 
 use std::process::ExitCode;

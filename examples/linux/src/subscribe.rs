@@ -1,10 +1,11 @@
 //! `nanonsq sub`: prints the messages of a channel to standard output.
 
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::ArgGroup;
-use embassy_futures::select::{Either3, select, select3};
+use embassy_futures::select::{Either3, select, select_slice, select3};
 use log::{info, warn};
 use nanonsq_core::address::{Address, HOST_MAX};
 use nanonsq_core::consumer::{
@@ -22,7 +23,8 @@ use crate::flags::{SECRET_MAX, Secret};
 use crate::output::{self, cannot_print, has_output, is_closed};
 use crate::report::{explain, explain_answer, is_hopeless};
 use crate::signals::interrupts;
-use crate::system::{hostname, seed};
+use crate::system::{hostname, lend, seed};
+use crate::topics::{Consuming, Handle, Message, next_of, stop, try_next_of};
 
 /// Connections to nsqds at a time.
 const CONNECTIONS: usize = 16;
@@ -48,9 +50,6 @@ const BATCH: usize = 64;
 /// The flags of which one is required.
 const SOURCES: [&str; 2] = ["lookupd_http_address", "nsqd_tcp_address"];
 
-type Consuming<'a> = consumer::Handle<'a, NoopRawMutex, TokioSleep>;
-type Message<'a> = consumer::Message<'a, NoopRawMutex, TokioSleep>;
-
 fn help() -> String {
     output::help(
         "0 after the messages of -n, after a signal without -n, or if the reader of its output has \
@@ -74,9 +73,13 @@ fn help() -> String {
 #[command(after_help = help(), allow_negative_numbers = true)]
 #[command(group = ArgGroup::new("sources").args(SOURCES).required(true).multiple(true))]
 pub(crate) struct Args {
-    /// Topic to consume.
+    /// Topic to consume; repeatable.
+    #[arg(long, required = true)]
+    topic: Vec<TopicName>,
+
+    /// Print the topic and " | " before each message.
     #[arg(long)]
-    topic: TopicName,
+    print_topic: bool,
 
     /// Channel to consume; by default an ephemeral one, which receives messages from now on.
     #[arg(long)]
@@ -90,11 +93,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDRESS")]
     nsqd_tcp_address: Vec<Address>,
 
-    /// End after this number of messages.
+    /// End after this number of messages, of all topics.
     #[arg(short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 
-    /// Most messages in flight, over all nsqds.
+    /// Most messages in flight of a topic, over all nsqds.
     #[arg(long, value_name = "N", default_value_t = 200,
         value_parser = clap::value_parser!(u16).range(1..=MESSAGES as i64))]
     max_in_flight: u16,
@@ -149,43 +152,57 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         None => ChannelName::new(&format!("tail{:06}#ephemeral", seed % 1_000_000))
             .map_err(|error| error.to_string())?,
     };
-    let hostname = hostname();
+    let mut topics = Vec::new();
+    for topic in &args.topic {
+        if !topics.contains(topic) {
+            topics.push(*topic);
+        }
+    }
+    let hostname = lend(hostname());
+    let secret = lend(secret);
+    let sources = lend((args.nsqd_tcp_address.clone(), args.lookupd_http_address.clone()));
     // Do not request more messages than `-n`: other consumers can have them.
     let limit = args.count.map_or(u16::MAX, |count| u16::try_from(count).unwrap_or(u16::MAX));
-    let config = Config {
-        client_id: hostname.split('.').next().unwrap_or_default(),
-        hostname: &hostname,
-        auth_secret: secret.as_deref(),
-        heartbeat: Span::from_millis(args.heartbeat_interval),
-        lookup_interval: Span::from_millis(args.lookupd_poll_interval),
-        max_in_flight: args.max_in_flight.min(limit),
-        max_attempts: 0,
-        seed,
-        ..Config::new(args.topic, channel)
-    };
-    let mut ring = vec![0; RING];
-    let mut resources = tables();
-    let (consumer, mut runner) = consumer::new(
-        &mut resources,
-        &config,
-        Sources { nsqds: &args.nsqd_tcp_address, lookupds: &args.lookupd_http_address },
-        &mut ring,
-        Dialers {
-            nsqds: [Gathering::<_, TX>(TcpDialer::new()); CONNECTIONS],
-            lookupds: [Gathering(TcpDialer::new()); LOOKUPDS_MAX],
-        },
-        TokioSleep::new(),
-    )
-    .map_err(|error| error.to_string())?;
+    let (mut consumers, mut runners) = (Vec::new(), Vec::new());
+    for topic in topics {
+        let config = lend(Config {
+            client_id: hostname.split('.').next().unwrap_or_default(),
+            hostname,
+            auth_secret: secret.as_deref(),
+            heartbeat: Span::from_millis(args.heartbeat_interval),
+            lookup_interval: Span::from_millis(args.lookupd_poll_interval),
+            max_in_flight: args.max_in_flight.min(limit),
+            max_attempts: 0,
+            seed,
+            ..Config::new(topic, channel)
+        });
+        let (handle, runner) = consumer::new(
+            Box::leak(tables()),
+            config,
+            Sources { nsqds: &sources.0, lookupds: &sources.1 },
+            vec![0; RING].leak(),
+            Dialers {
+                nsqds: [Gathering::<_, TX>(TcpDialer::new()); CONNECTIONS],
+                lookupds: [Gathering(TcpDialer::new()); LOOKUPDS_MAX],
+            },
+            TokioSleep::new(),
+        )
+        .map_err(|error| error.to_string())?;
+        consumers.push(Consuming { topic, handle });
+        // Boxed because of its large buffers.
+        runners.push(Box::pin(Box::leak(Box::new(runner)).run_with::<RX>()));
+    }
     info!("channel {}", channel.as_str());
 
     let start = Instant::now();
     let app = async {
         let mut batch = Vec::with_capacity(BATCH);
-        let printing = print(args, &consumer, &mut batch);
-        let ended = match select3(printing, watch(args, &consumer), interrupts(1)).await {
+        let printing = print(args, &consumers, &mut batch);
+        let mut watching: Vec<_> = consumers.iter().map(|it| Box::pin(watch(args, it))).collect();
+        let watching = select_slice(Pin::new(&mut watching[..]));
+        let ended = match select3(printing, watching, interrupts(1)).await {
             Either3::First(ended) => ended,
-            Either3::Second(hopeless) => Err(hopeless),
+            Either3::Second((hopeless, _)) => Err(hopeless),
             Either3::Third(()) => Ok(End::Interrupted),
         };
         // These may or may not have been printed: let another consumer have them.
@@ -198,19 +215,18 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
             info!("waiting for nsqd to take back what is in flight; interrupt to stop at once");
             std::future::pending::<()>().await
         };
-        select(consumer.stop(), patience).await;
+        select(stop(&consumers), patience).await;
         ended
     };
-    // Boxed because of its large buffers.
-    let background = Box::pin(runner.run_with::<RX>());
+    let background = select_slice(Pin::new(&mut runners[..]));
     let ended = match select3(app, background, interrupts(2)).await {
         Either3::First(ended) => ended,
-        Either3::Second(never) => never,
+        Either3::Second((never, _)) => never,
         Either3::Third(()) => Err("interrupted again: stopped at once".to_owned()),
     };
 
-    let counters = consumer.counters();
-    if ended.is_ok() || counters.received > 0 {
+    let counters: Vec<_> = consumers.iter().map(|it| it.handle.counters()).collect();
+    if ended.is_ok() || counters.iter().any(|of| of.received > 0) {
         output::summary(summary(&counters, start.elapsed().as_secs_f64()));
     }
     match (ended?, args.count) {
@@ -220,28 +236,33 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
 }
 
 /// Prints messages, and finishes each after it was written. `batch` has those not finished yet.
-async fn print<'a>(
+async fn print(
     args: &Args,
-    consumer: &Consuming<'a>,
-    batch: &mut Vec<Message<'a>>,
+    consumers: &[Consuming],
+    batch: &mut Vec<Message>,
 ) -> Result<End, String> {
     let mut stdout = tokio::io::stdout();
     let mut lines = Vec::new();
-    let (mut delivered, mut printed) = (0u64, 0u64);
+    let (mut delivered, mut printed, mut turn) = (0u64, 0u64, 0);
     loop {
-        let mut next = Some(consumer.next().await);
-        while let Some(message) = next {
+        let mut next = Some(next_of(consumers, turn).await);
+        while let Some((message, at)) = next {
+            turn = at + 1;
             delivered += 1;
             if args.requeue_every.is_some_and(|every| delivered % every == 0) {
                 let _ = message.requeue(Some(Span::from_millis(args.requeue_delay)));
             } else {
+                if args.print_topic {
+                    lines.extend_from_slice(consumers[at].topic.as_str().as_bytes());
+                    lines.extend_from_slice(b" | ");
+                }
                 message.read(|body| lines.extend_from_slice(body));
                 lines.push(b'\n');
                 batch.push(message);
                 printed += 1;
             }
             let is_full = batch.len() == BATCH || Some(printed) == args.count;
-            next = if is_full { None } else { consumer.try_next() };
+            next = if is_full { None } else { try_next_of(consumers, turn) };
         }
         // Does not block, so that heartbeats are answered while the output is not read.
         let written = async {
@@ -265,7 +286,8 @@ async fn print<'a>(
 }
 
 /// Logs events. Returns, with the reason, only if no nsqd can be used.
-async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
+async fn watch(args: &Args, consuming: &Consuming) -> String {
+    let Consuming { topic, handle: consumer } = consuming;
     let mut nsqds: Vec<Nsqd> = (0..CONNECTIONS).map(|_| Nsqd::default()).collect();
     let mut lookupds = vec![String::new(); args.lookupd_http_address.len()];
     let mut was_connected = false;
@@ -339,7 +361,7 @@ async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
             }
             Event::Lookupd { index, event } => {
                 let address = &args.lookupd_http_address[index];
-                let topic = args.topic.as_str();
+                let topic = topic.as_str();
                 let line = match event {
                     LookupdEvent::Answered { producers } => {
                         let unusable = consumer
@@ -382,7 +404,7 @@ async fn watch(args: &Args, consumer: &Consuming<'_>) -> String {
 }
 
 /// Returns whether every listed nsqd is in `hopeless`.
-fn are_all(hopeless: &[(Address, String)], consumer: &Consuming<'_>) -> bool {
+fn are_all(hopeless: &[(Address, String)], consumer: &Handle) -> bool {
     let others = consumer.look(|consumer| {
         let mut listed = (0..CONNECTIONS).filter_map(|index| consumer.status(index)?.address);
         let is_in = |listed| hopeless.iter().any(|(known, _)| known == listed);
@@ -419,20 +441,22 @@ impl Nsqd {
     }
 }
 
-fn summary(counters: &Counters, seconds: f64) -> String {
-    let rate = counters.finished as f64 / seconds.max(1e-3);
+/// Describes what the consumers of all topics did.
+fn summary(counters: &[Counters], seconds: f64) -> String {
+    let sum = |of: fn(&Counters) -> u64| counters.iter().map(of).sum::<u64>();
+    let finished = sum(|it| it.finished);
+    let rate = finished as f64 / seconds.max(1e-3);
     let mut text = format!(
-        "{} received, {} finished, {} requeued, {} too late; {seconds:.1} s, {rate:.0}/s, \
+        "{} received, {finished} finished, {} requeued, {} too late; {seconds:.1} s, {rate:.0}/s, \
          {} connections",
-        counters.received,
-        counters.finished,
-        counters.requeued,
-        counters.late,
-        counters.connections,
+        sum(|it| it.received),
+        sum(|it| it.requeued),
+        sum(|it| it.late.into()),
+        sum(|it| it.connections.into()),
     );
     for (count, what) in [
-        (counters.too_large, "longer than 8 MiB, skipped"),
-        (counters.no_room, "put off for want of room"),
+        (sum(|it| it.too_large.into()), "longer than 8 MiB, skipped"),
+        (sum(|it| it.no_room.into()), "put off for want of room"),
     ] {
         if count > 0 {
             text.push_str(&format!("; {count} {what}"));
@@ -453,8 +477,10 @@ mod tests {
         counters.requeued = 1;
         counters.connections = 2;
         let text = "10 received, 9 finished, 1 requeued, 0 too late; 3.0 s, 3/s, 2 connections";
-        assert_eq!(summary(&counters, 3.0), text);
+        assert_eq!(summary(&[counters], 3.0), text);
         counters.too_large = 2;
-        assert_eq!(summary(&counters, 3.0), format!("{text}; 2 longer than 8 MiB, skipped"));
+        let more = summary(&[counters, counters], 3.0);
+        let sum = "20 received, 18 finished, 2 requeued, 0 too late; 3.0 s, 6/s, 4 connections";
+        assert_eq!(more, format!("{sum}; 4 longer than 8 MiB, skipped"));
     }
 }

@@ -6,6 +6,7 @@ mod options;
 mod refused;
 mod run;
 mod servers;
+mod topics;
 
 use std::fs;
 use std::net::SocketAddr;
