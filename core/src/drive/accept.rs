@@ -1,6 +1,6 @@
 //! A port: accept slots, and the sessions that callers get.
 //!
-//! There is one slot more than sessions. The slot that accepts a caller takes a free session for it;
+//! There is at least one slot more than sessions. The slot that accepts a caller takes a free session for it;
 //! if there is none, that of a connection that may go ([`Session::evictable`]), the one that may go
 //! for the longest; if there is none either within [`WAIT`], the caller is rejected. So one slot
 //! listens nearly always, however many connections are idle or slow.
@@ -73,6 +73,9 @@ pub(super) trait Sessions {
 
     /// The state of the server at the last [`poll_changed`](Self::poll_changed).
     type Seen: Default;
+
+    /// Returns how many sessions there are, at most as many as slots.
+    fn count(&self) -> usize;
 
     /// Returns access to a session, or with [`SPARE`] to the one that rejects callers.
     fn access(&self, index: usize) -> Self::Access;
@@ -414,11 +417,12 @@ where
     for (index, (listener, sleep)) in port.slots.iter_mut().zip(&mut sleeps).enumerate() {
         let _ = slots.push(Slot::new(listener, sleep, sessions, index));
     }
+    let mut owners = [NONE; SLOTS];
     let spare = port.spare.as_mut();
     let mut slots = Slots {
         slots: &mut slots,
         spare: spare.map(|listener| Slot::new(listener, &mut spare_sleep, sessions, SPARE)),
-        owners: &mut [NONE; SLOTS],
+        owners: owners.get_mut(..sessions.count()).unwrap_or_default(),
         rx,
         spare_rx: [0; SPARE_RX_LEN],
         wakers,

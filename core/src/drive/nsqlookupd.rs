@@ -223,6 +223,10 @@ impl Engine for Nsqlookupd<'_> {
         Nsqlookupd::turned_away(self);
     }
 
+    fn clients(&self) -> usize {
+        Nsqlookupd::clients(self)
+    }
+
     fn has_work_for_client(&self, index: usize) -> bool {
         self.has_work_for(index)
     }

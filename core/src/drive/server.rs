@@ -2,6 +2,7 @@
 
 use core::future::{Future, pending, poll_fn};
 use core::marker::PhantomData;
+use core::ops::Range;
 use core::task::{Poll, Waker};
 
 use embassy_futures::select::{Either, select};
@@ -31,8 +32,16 @@ pub(super) trait Engine {
     /// See [`State::version`].
     fn version(&self) -> u32;
 
+    /// Returns how many sessions the TCP port may have at a time.
+    fn clients(&self) -> usize;
+
     /// Returns whether no messages are left. Tasks wait for changes of this.
     fn is_idle(&self) -> bool;
+
+    /// Returns the sessions of the TCP port that may be connected.
+    fn clients_in_use(&self) -> Range<usize> {
+        0..self.clients()
+    }
 
     /// Returns whether other sessions may have created work for a session of the TCP port, provided
     /// that it is connected.
@@ -137,14 +146,22 @@ impl<'s, M: RawMutex, E: Engine> Sessions for PortSessions<'s, M, E> {
         ServerSession { shared: self.shared, with: self.with, index }
     }
 
+    fn count(&self) -> usize {
+        self.slots
+    }
+
     fn poll_changed(&self, task: &Waker, seen: &mut Self::Seen, mark: &mut dyn FnMut(usize)) {
         self.shared.register_runner(task);
         self.shared.read(|served| {
             let version = Some(served.version());
             if *seen != version {
                 *seen = version;
-                let marked = |index: &usize| self.http || served.engine.has_work_for_client(*index);
-                (0..self.slots).filter(marked).for_each(mark);
+                if self.http {
+                    return (0..self.slots).for_each(mark);
+                }
+                let engine = &served.engine;
+                let marked = |index: &usize| engine.has_work_for_client(*index);
+                engine.clients_in_use().filter(marked).for_each(mark);
             }
         });
     }
@@ -212,7 +229,8 @@ pub(super) async fn run_ports<
     if shared.read(|served| served.stop == Stop::Done) == Some(true) {
         return;
     }
-    let tcp = &PortSessions { shared, with: Served::with_client, http: false, slots: CLIENTS };
+    let slots = shared.read(|served| served.engine.clients()).unwrap_or(CLIENTS);
+    let tcp = &PortSessions { shared, with: Served::with_client, http: false, slots };
     let with = HttpPort::<E, HTTP>::WITH;
     let http = &PortSessions { shared, with, http: true, slots: HTTP };
     let lines = select(serve_port(&mut ports.tcp, tcp, sleep, rx.0), async {

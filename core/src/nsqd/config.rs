@@ -81,6 +81,13 @@ pub struct Config<'a> {
     pub channels_wait: Span,
     /// The handling of a message that does not fit. Default [`Full::Refuse`].
     pub full: Full,
+    /// The most topics, if the storage has room for more. At least 1; default 65,535.
+    pub max_topics: u16,
+    /// The most channels of all topics together, if the storage has room for more. At least 1;
+    /// default 65,535.
+    pub max_channels: u16,
+    /// The most clients, if the storage has room for more. At least 1; default 65,535.
+    pub max_clients: u16,
     /// The most channels of each topic, 1 to [`LANES_MAX`]. Each takes 11 bytes of every message, 15
     /// with the feature `large`; see [`message_cost`](super::message_cost). Default 2.
     pub channels_per_topic: u8,
@@ -129,6 +136,9 @@ impl Config<'_> {
             close_timeout: Span::from_secs(1),
             channels_wait: Span::from_secs(5),
             full: Full::Refuse,
+            max_topics: u16::MAX,
+            max_channels: u16::MAX,
+            max_clients: u16::MAX,
             channels_per_topic: 2,
             boot: 0,
             seed: 0,
@@ -137,9 +147,7 @@ impl Config<'_> {
 
     pub(super) fn check(
         &self,
-        topics: usize,
-        channels: usize,
-        clients: usize,
+        tables: [usize; 3],
         in_flight: usize,
         store: usize,
     ) -> Result<Layout, ConfigError> {
@@ -156,7 +164,7 @@ impl Config<'_> {
             return Err(ConfigError::ReqTimeout { ms });
         }
         let most = usize::from(Index::MAX);
-        for count in [topics, channels, clients] {
+        for count in tables {
             if count == 0 || count >= most {
                 return Err(ConfigError::Tables { count });
             }

@@ -131,13 +131,14 @@ mod event;
 mod heap;
 mod http;
 mod publish;
+mod slots;
 mod status;
 mod storage;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use crate::name::TopicName;
+use crate::name::{ChannelName, TopicName};
 use crate::time::{Instant, Span};
 
 pub use crate::wire::nsqd::Limits;
@@ -154,7 +155,7 @@ pub use storage::{Storage, message_cost};
 
 use arena::Arena;
 use client::Client;
-use engine::Shared;
+use engine::{CLIENT_EVENT, Shared};
 use http::Http;
 use table::Channel;
 
@@ -199,8 +200,13 @@ impl<'a> Nsqd<'a> {
         storage: &'a mut Storage<TOPICS, CHANNELS, CLIENTS, IN_FLIGHT>,
         store: &'a mut [u8],
     ) -> Result<Self, ConfigError> {
-        let layout = config.check(TOPICS, CHANNELS, CLIENTS, IN_FLIGHT, store.len())?;
         let Storage { topics, channels, clients, subscriptions, entries } = storage;
+        let topics = first(topics, config.max_topics);
+        let channels = first(channels, config.max_channels);
+        let clients = first(clients, config.max_clients);
+        let subscriptions = first(subscriptions, config.max_clients);
+        let tables = [topics.len(), channels.len(), clients.len()];
+        let layout = config.check(tables, IN_FLIGHT, store.len())?;
         clients.iter_mut().for_each(Client::init);
         let store = Arena::new(store, layout);
         let entries = entries.as_flattened_mut();
@@ -210,7 +216,7 @@ impl<'a> Nsqd<'a> {
         Ok(Self { clients, shared, http: Http::none(), channel_query: None })
     }
 
-    /// Returns the number of client connections that the storage has room for.
+    /// Returns the number of client connections that there may be at a time.
     pub fn clients(&self) -> usize {
         self.clients.len()
     }
@@ -248,8 +254,8 @@ impl<'a> Nsqd<'a> {
             return Some(Event::Dropped { count });
         }
         for full in [TableFull::Topics, TableFull::Channels, TableFull::ChannelsOfTopic] {
-            if self.shared.full_pending & full.bit() != 0 {
-                self.shared.full_pending &= !full.bit();
+            if self.shared.pending & full.bit() != 0 {
+                self.shared.pending &= !full.bit();
                 return Some(Event::TableFull(full));
             }
         }
@@ -258,10 +264,16 @@ impl<'a> Nsqd<'a> {
         {
             return Some(event);
         }
-        self.clients
-            .iter_mut()
-            .enumerate()
-            .find_map(|(index, client)| Some(Event::Client { index, event: client.poll_event()? }))
+        if self.shared.pending & CLIENT_EVENT == 0 {
+            return None;
+        }
+        let mut clients = self.clients.iter_mut().enumerate();
+        let event = clients
+            .find_map(|(index, client)| Some(Event::Client { index, event: client.poll_event()? }));
+        if event.is_none() {
+            self.shared.pending &= !CLIENT_EVENT;
+        }
+        event
     }
 
     /// Returns a number that changes whenever a waiting task should check its condition again: a
@@ -269,6 +281,12 @@ impl<'a> Nsqd<'a> {
     /// an event.
     pub const fn version(&self) -> u32 {
         self.shared.version
+    }
+
+    /// Returns the indices of clients that may be connected.
+    #[cfg(feature = "async")]
+    pub(crate) fn clients_in_use(&self) -> core::ops::Range<usize> {
+        0..self.shared.subscriptions.len()
     }
 
     /// Returns whether other sessions may have caused work for client `index`: a message, room for
@@ -349,6 +367,17 @@ impl<'a> Nsqd<'a> {
         })
     }
 
+    /// Returns the names of all topics, then those of all channels with their topics.
+    #[cfg(feature = "async")]
+    pub(crate) fn names(&self) -> impl Iterator<Item = (&TopicName, Option<&ChannelName>)> {
+        let Shared { topics, channels, .. } = &self.shared;
+        let used = topics.iter().filter(|topic| topic.is_used());
+        used.map(|topic| (&topic.name, None)).chain(channels.iter().filter_map(|channel| {
+            let topic = topics.get(usize::from(channel.topic))?;
+            Some((&topic.name, Some(&channel.name)))
+        }))
+    }
+
     /// Returns the status of client `index`; `None` if it is not connected.
     pub fn status(&self, index: usize) -> Option<ClientStatus<'_>> {
         self.clients.get(index)?.status(&self.shared, index as Index)
@@ -358,4 +387,10 @@ impl<'a> Nsqd<'a> {
     pub fn statuses(&self) -> impl Iterator<Item = ClientStatus<'_>> {
         (0..self.clients.len()).filter_map(|index| self.status(index))
     }
+}
+
+/// Returns the first `most` slots of a table, or all.
+fn first<T>(slots: &mut [T], most: u16) -> &mut [T] {
+    let count = slots.len().min(most.into());
+    slots.get_mut(..count).unwrap_or_default()
 }

@@ -39,7 +39,7 @@ pub(super) const CLIENT_RAM_MAX: usize = if cfg!(feature = "large") { 1064 } els
 pub(super) const ENTRY_RAM: usize = if cfg!(feature = "large") { 32 } else { 24 };
 
 /// The most bytes of a [`Nsqd`] itself.
-pub(super) const RAM_MAX: usize = if cfg!(feature = "large") { 528 } else { 448 };
+pub(super) const RAM_MAX: usize = if cfg!(feature = "large") { 552 } else { 448 };
 
 // Checked at compile time on every target.
 const _: () = {

@@ -354,6 +354,8 @@ impl Entry {
 pub(super) struct Subscription {
     /// The subscribed channel; [`NONE`] without a subscription.
     pub(super) channel: Index,
+    /// The slot has a client.
+    pub(super) connected: bool,
     /// The client could be sent a message at once, because nothing waits to be written.
     pub(super) idle: bool,
     /// The client's channel was deleted, so its connection has to be closed.
@@ -379,6 +381,7 @@ impl Subscription {
     /// All bytes are zero, for storage before its use.
     pub(super) const ZERO: Self = Self {
         channel: 0,
+        connected: false,
         idle: false,
         kicked: false,
         ready: 0,

@@ -529,13 +529,13 @@ fn invalid_settings_are_reported() {
     {
         let shares = Config { reserve_percent: reserve, announced_percent: announced, ..CONFIG };
         let wrong = ConfigError::Shares { reserve, announced };
-        assert_eq!(shares.check(2, 4, 3, 4, 4096).err(), (!good).then_some(wrong));
+        assert_eq!(shares.check([2, 4, 3], 4, 4096).err(), (!good).then_some(wrong));
     }
     assert_eq!(with(Config { body_timeout: Span::ZERO, ..CONFIG }), ConfigError::BodyTimeout);
     for percent in [0, 101] {
         let share = Config { unconsumed_percent: percent, ..CONFIG };
         let wrong = ConfigError::Unconsumed { percent };
-        assert_eq!(share.check(2, 4, 3, 4, 4096).err(), Some(wrong));
+        assert_eq!(share.check([2, 4, 3], 4, 4096).err(), Some(wrong));
     }
     let none = Config { channels_per_topic: 0, ..CONFIG };
     assert_eq!(with(none), ConfigError::ChannelsPerTopic { count: 0 });

@@ -33,6 +33,12 @@ pub struct Config<'a> {
     /// created over HTTP; zero is never, as in nsqlookupd. Its slot may be given back before, if
     /// others need it. Default one hour.
     pub empty_timeout: Span,
+    /// The most topics, if the storage has room for more. Default 65,535.
+    pub max_topics: u16,
+    /// The most channels of all topics together, if the storage has room for more. Default 65,535.
+    pub max_channels: u16,
+    /// The most connections of nsqds, if the storage has room for more. Default 65,535.
+    pub max_nodes: u16,
     /// The number of topics that a connection of an nsqd may have and still create another topic by
     /// REGISTER, so that one connection cannot take all slots. Existing topics it may always
     /// register. Default no limit.
@@ -64,6 +70,9 @@ impl<'a> Config<'a> {
             reply_timeout: Span::from_secs(5),
             close_timeout: Span::from_secs(1),
             empty_timeout: Span::from_secs(3600),
+            max_topics: u16::MAX,
+            max_channels: u16::MAX,
+            max_nodes: u16::MAX,
             topics_per_node: u16::MAX,
             channels_per_node: u16::MAX,
             max_body: 1024,

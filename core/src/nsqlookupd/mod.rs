@@ -219,6 +219,9 @@ impl<'a> Nsqlookupd<'a> {
         storage: &'a mut Storage<PRODUCERS, TOPICS, CHANNELS, HTTP, WORDS>,
     ) -> Self {
         let Storage { producers, topics, topic_bits, channels, channel_bits, http } = storage;
+        let producers = first(producers, config.max_nodes);
+        let (topics, channels) =
+            (first(topics, config.max_topics), first(channels, config.max_channels));
         producers.fill_with(|| Producer::FREE);
         http.iter_mut().for_each(http::Connection::init);
         let topic_bits = Bits::new(topic_bits.as_flattened_mut(), WORDS);
@@ -230,7 +233,7 @@ impl<'a> Nsqlookupd<'a> {
         Self { producers, http, shared }
     }
 
-    /// Returns the number of connections of nsqds, used or not.
+    /// Returns the number of connections of nsqds that there may be at a time.
     pub fn clients(&self) -> usize {
         self.producers.len()
     }
@@ -374,4 +377,10 @@ impl Shared<'_> {
 
 fn nanos_of(at: Instant) -> i64 {
     i64::try_from(at.as_micros()).unwrap_or(i64::MAX).saturating_mul(1000)
+}
+
+/// Returns the first `most` slots of a table, or all.
+fn first<T>(slots: &mut [T], most: u16) -> &mut [T] {
+    let count = slots.len().min(most.into());
+    slots.get_mut(..count).unwrap_or_default()
 }

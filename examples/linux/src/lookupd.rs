@@ -19,18 +19,16 @@ use crate::flags::{GoDuration, Listen, broadcast};
 use crate::output;
 use crate::report::watch_turned_away;
 use crate::signals::{self, interrupts};
-use crate::system::{Once, hostname, lend, listening, notify, port, unix_time};
+use crate::system::{
+    Once, buffers, hostname, lend, listening, notify, open_files, port, unix_time,
+};
 
 /// Sizes of the tables. Each of the `WORDS` has a bit for each of 32 nodes.
-const NODES: usize = 256;
-const WORDS: usize = NODES / 32;
-const TOPICS: usize = 1024;
-const CHANNELS: usize = 4096;
+const NODES: usize = 1000;
+const WORDS: usize = NODES.div_ceil(32);
+const TOPICS: usize = 10_000;
+const CHANNELS: usize = 20_000;
 const HTTP: usize = 64;
-
-/// Topics and channels that one connection may create; one is left for each other node.
-const TOPICS_PER_NODE: usize = TOPICS - NODES;
-const CHANNELS_PER_NODE: usize = CHANNELS - NODES;
 
 /// Time before a full table is logged again.
 const FULL_AGAIN: Duration = Duration::from_secs(60);
@@ -43,11 +41,9 @@ fn help() -> String {
     output::help(
         "0 after a signal; 1 if it cannot start; 2 for invalid flags",
         &[
-            ("nodes", NODES as u64),
-            ("topics", TOPICS as u64),
-            ("channels", CHANNELS as u64),
-            ("topics that one connection creates", TOPICS_PER_NODE as u64),
-            ("channels that one connection creates", CHANNELS_PER_NODE as u64),
+            ("nodes, for --max-nodes", NODES as u64),
+            ("topics, for --max-topics", TOPICS as u64),
+            ("channels of all topics, for --max-channels", CHANNELS as u64),
             ("tombstones", TOMBSTONES as u64),
             ("HTTP connections", HTTP as u64),
             ("bytes of a topic's or channel's name", NAME_MAX as u64),
@@ -73,6 +69,23 @@ pub(crate) struct Args {
     #[arg(long, value_name = "HOST")]
     broadcast_address: Option<String>,
 
+    /// Most nodes connected at a time, 1 to 1000; further ones are turned away.
+    #[arg(long, value_name = "N", default_value_t = NODES as u16,
+        value_parser = clap::value_parser!(u16).range(1..=NODES as i64))]
+    max_nodes: u16,
+
+    /// Most topics, 1 to 10000. One connection may create as many less --max-nodes: one is left for
+    /// each other node.
+    #[arg(long, value_name = "N", default_value_t = TOPICS as u16,
+        value_parser = clap::value_parser!(u16).range(1..=TOPICS as i64))]
+    max_topics: u16,
+
+    /// Most channels of all topics together, 1 to 20000. One connection may create as many less
+    /// --max-nodes.
+    #[arg(long, value_name = "N", default_value_t = CHANNELS as u16,
+        value_parser = clap::value_parser!(u16).range(1..=CHANNELS as i64))]
+    max_channels: u16,
+
     /// How long a node is listed after its last command.
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "5m")]
     inactive_producer_timeout: GoDuration,
@@ -89,24 +102,31 @@ static TABLES: Once<Tables> = Once::new(Tables::new());
 
 /// Runs until Ctrl-C.
 pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
+    open_files();
     let hostname = lend(hostname());
     let broadcast_address = lend(broadcast(args.broadcast_address.as_deref(), hostname)?);
     let tcp = args.tcp_address.bind().await?;
     let http = args.http_address.bind().await?;
     let (tcp_port, http_port) = (port(&tcp)?, port(&http)?);
+    // One for each connection, and one for each port's caller that is turned away.
+    let mut buffer = buffers(NODES + HTTP + 2, TX);
 
     let mut config = Config::new();
     config.info = IdentifyReply { broadcast_address, hostname, tcp_port, http_port, ..config.info };
     config.inactive_timeout = args.inactive_producer_timeout.0;
     config.tombstone_lifetime = args.tombstone_lifetime.0;
-    config.topics_per_node = TOPICS_PER_NODE as u16;
-    config.channels_per_node = CHANNELS_PER_NODE as u16;
+    config.max_nodes = args.max_nodes;
+    config.max_topics = args.max_topics;
+    config.max_channels = args.max_channels;
+    config.topics_per_node = args.max_topics.saturating_sub(args.max_nodes).max(1);
+    config.channels_per_node = args.max_channels.saturating_sub(args.max_nodes).max(1);
+    let config = lend(config);
     let (directory, mut runner) = nsqlookupd::new(
         TABLES.take(),
-        lend(config),
+        config,
         Ports {
-            tcp: Port::new(|| Gathered::new(tcp.clone(), vec![0; TX])),
-            http: Port::new(|| Gathered::new(http.clone(), vec![0; TX])),
+            tcp: Port::new(|| Gathered::new(tcp.clone(), buffer())),
+            http: Port::new(|| Gathered::new(http.clone(), buffer())),
         },
         TokioSleep::new(),
     );
@@ -123,11 +143,12 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         directory.stop().await;
     };
     let background = Box::pin(runner.run());
-    let turned_away = watch_turned_away([("nodes", NODES), ("HTTP connections", HTTP)], || {
-        let http = directory.turned_away_http();
-        [directory.turned_away().saturating_sub(http), http]
-    });
-    let watching = join(watch(&directory), turned_away);
+    let turned_away =
+        watch_turned_away([("nodes", args.max_nodes.into()), ("HTTP connections", HTTP)], || {
+            let http = directory.turned_away_http();
+            [directory.turned_away().saturating_sub(http), http]
+        });
+    let watching = join(watch(&directory, config), turned_away);
     match select4(stop, background, watching, interrupts(2)).await {
         Either4::First(()) => {}
         Either4::Second(never) => never,
@@ -152,7 +173,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
 pub(crate) type Handle<'a> = nsqlookupd::Handle<'a, NoopRawMutex, TokioSleep>;
 
 /// Logs nodes that register and leave, and full tables. Never returns.
-async fn watch(directory: &Handle<'_>) -> Infallible {
+async fn watch(directory: &Handle<'_>, config: &Config<'_>) -> Infallible {
     let mut names = vec![String::new(); NODES];
     let mut reported = Vec::<(TableFull, Instant)>::new();
     loop {
@@ -179,7 +200,7 @@ async fn watch(directory: &Handle<'_>) -> Infallible {
                 reported.retain(|(_, at)| at.elapsed() < FULL_AGAIN);
                 if !reported.iter().any(|(is, _)| *is == full) {
                     reported.push((full, Instant::now()));
-                    warn!("table full: {}: a new one was refused", explain(full));
+                    warn!("table full: {}: a new one was refused", explain(full, config));
                 }
             }
             _ => {}
@@ -188,21 +209,22 @@ async fn watch(directory: &Handle<'_>) -> Infallible {
 }
 
 /// Describes a full table with its limit.
-fn explain(full: TableFull) -> String {
+fn explain(full: TableFull, config: &Config<'_>) -> String {
+    let registered = "by connected nodes";
     match full {
-        TableFull::Topics => format!(
-            "all {TOPICS} topics, the most that a directory has, are registered by connected nodes"
-        ),
-        TableFull::Channels => format!(
-            "all {CHANNELS} channels, the most that all topics have together, are registered by \
-             connected nodes"
-        ),
+        TableFull::Topics => {
+            format!("all {} topics (--max-topics) are registered {registered}", config.max_topics)
+        }
+        TableFull::Channels => {
+            let count = config.max_channels;
+            format!("all {count} channels (--max-channels) are registered {registered}")
+        }
         TableFull::Tombstones => {
             format!("all {TOMBSTONES} tombstones, each for --tombstone-lifetime, are in use")
         }
         TableFull::Share => format!(
-            "all {TOPICS_PER_NODE} topics or {CHANNELS_PER_NODE} channels that one node's connection \
-             may make are made"
+            "all {} topics or {} channels that one node's connection may make are made",
+            config.topics_per_node, config.channels_per_node
         ),
     }
 }

@@ -21,12 +21,14 @@ use crate::flags::{GoDuration, Listen, broadcast};
 use crate::output;
 use crate::report::{watch_in_flight, watch_lookups, watch_turned_away};
 use crate::signals::{self, interrupts};
-use crate::system::{Once, hostname, lend, listening, memory, notify, port, seed, unix_time};
+use crate::system::{
+    Once, buffers, hostname, lend, listening, memory, notify, open_files, port, seed, unix_time,
+};
 
 /// Sizes of the tables.
-const TOPICS: usize = 250;
-const CHANNELS: usize = 254;
-const CLIENTS: usize = 250;
+const TOPICS: usize = 1000;
+const CHANNELS: usize = 4000;
+const CLIENTS: usize = 1000;
 const HTTP: usize = 64;
 const IN_FLIGHT: usize = 2500;
 const PEERS: usize = registration::PEERS_MAX;
@@ -39,10 +41,10 @@ fn help() -> String {
     output::help(
         "0 after a signal; 1 if it cannot start; 2 for invalid flags",
         &[
-            ("topics", TOPICS as u64),
-            ("channels", CHANNELS as u64),
+            ("topics, for --max-topics", TOPICS as u64),
+            ("channels of all topics, for --max-channels", CHANNELS as u64),
             ("channels of a topic, for --channels-per-topic", LANES_MAX as u64),
-            ("clients", CLIENTS as u64),
+            ("clients, for --max-clients", CLIENTS as u64),
             ("HTTP connections", HTTP as u64),
             ("messages in flight in a channel", IN_FLIGHT as u64),
             ("nsqlookupds", PEERS as u64),
@@ -110,6 +112,21 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "5m")]
     unconsumed_age: GoDuration,
 
+    /// Most topics, 1 to 1000.
+    #[arg(long, value_name = "N", default_value_t = TOPICS as u16,
+        value_parser = clap::value_parser!(u16).range(1..=TOPICS as i64))]
+    max_topics: u16,
+
+    /// Most channels of all topics together, 1 to 4000.
+    #[arg(long, value_name = "N", default_value_t = CHANNELS as u16,
+        value_parser = clap::value_parser!(u16).range(1..=CHANNELS as i64))]
+    max_channels: u16,
+
+    /// Most clients at a time, 1 to 1000; further ones are turned away.
+    #[arg(long, value_name = "N", default_value_t = CLIENTS as u16,
+        value_parser = clap::value_parser!(u16).range(1..=CLIENTS as i64))]
+    max_clients: u16,
+
     /// Most channels of a topic. Each costs 15 bytes of every message.
     #[arg(long, value_name = "N", default_value_t = 8,
         value_parser = clap::value_parser!(u8).range(1..=LANES_MAX as i64))]
@@ -169,6 +186,9 @@ impl Args {
             body_timeout: self.body_timeout.0,
             unconsumed_percent: self.max_unconsumed,
             unconsumed_age: self.unconsumed_age.0,
+            max_topics: self.max_topics,
+            max_channels: self.max_channels,
+            max_clients: self.max_clients,
             channels_per_topic: self.channels_per_topic,
             boot: seed,
             seed,
@@ -203,11 +223,14 @@ fn explain(error: SettingsError) -> String {
 
 /// Runs until Ctrl-C.
 pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
+    open_files();
     let hostname = lend(hostname());
     let broadcast_address = lend(broadcast(args.broadcast_address.as_deref(), hostname)?);
     let tcp = args.tcp_address.bind().await?;
     let http = args.http_address.bind().await?;
     let (tcp_port, http_port) = (port(&tcp)?, port(&http)?);
+    // One for each connection, and one for each port's caller that is turned away.
+    let mut buffer = buffers(CLIENTS + HTTP + 2, TX);
 
     let seed = seed();
     let config = lend(args.config(seed));
@@ -238,8 +261,8 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         },
         store,
         Ports {
-            tcp: Port::new(|| Gathered::new(tcp.clone(), vec![0; TX])),
-            http: Port::new(|| Gathered::new(http.clone(), vec![0; TX])),
+            tcp: Port::new(|| Gathered::new(tcp.clone(), buffer())),
+            http: Port::new(|| Gathered::new(http.clone(), buffer())),
         },
         Dialers { lookupds: [TcpDialer::new(); PEERS], channels: Some(TcpDialer::new()) },
         TokioSleep::new(),
@@ -259,13 +282,16 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, String> {
         node.stop().await;
     };
     let watching = join3(
-        watch_clients(&node),
+        watch_clients(&node, config),
         watch_lookups(&registration),
         join(
-            watch_turned_away([("clients", CLIENTS), ("HTTP connections", HTTP)], || {
-                let http = node.turned_away_http();
-                [node.turned_away().saturating_sub(http), http]
-            }),
+            watch_turned_away(
+                [("clients", args.max_clients.into()), ("HTTP connections", HTTP)],
+                || {
+                    let http = node.turned_away_http();
+                    [node.turned_away().saturating_sub(http), http]
+                },
+            ),
             watch_in_flight(IN_FLIGHT, |visit| {
                 let _ = node.look(|node| {
                     let topics = node.topics();
@@ -315,23 +341,20 @@ type Handle<'a> = nsqd::Handle<'a, NoopRawMutex, TokioSleep>;
 const FULL_AGAIN: Duration = Duration::from_secs(60);
 
 /// Describes a full table with its limit.
-fn explain_full(full: TableFull, channels_per_topic: u8) -> String {
-    match full {
-        TableFull::Topics => format!("all {TOPICS} topics, the most that a node has, are in use"),
-        TableFull::Channels => {
-            format!("all {CHANNELS} channels, the most that all topics have together, are in use")
-        }
+fn explain_full(full: TableFull, config: &Config<'_>) -> String {
+    let (count, what) = match full {
+        TableFull::Topics => (config.max_topics, "topics are in use (--max-topics)"),
+        TableFull::Channels => (config.max_channels, "channels are in use (--max-channels)"),
         TableFull::ChannelsOfTopic => {
-            format!(
-                "all {channels_per_topic} channels of a topic are in use (--channels-per-topic)"
-            )
+            let count = config.channels_per_topic.into();
+            (count, "channels of a topic are in use (--channels-per-topic)")
         }
-    }
+    };
+    format!("all {count} {what}")
 }
 
 /// Logs connections of clients, dropped messages and full tables. Never returns.
-async fn watch_clients(node: &Handle<'_>) -> std::convert::Infallible {
-    let channels_per_topic = node.look(|node| node.config().channels_per_topic).unwrap_or(0);
+async fn watch_clients(node: &Handle<'_>, config: &Config<'_>) -> std::convert::Infallible {
     let mut reported: Vec<(TableFull, Instant)> = Vec::new();
     let mut abandoned = 0;
     loop {
@@ -342,7 +365,7 @@ async fn watch_clients(node: &Handle<'_>) -> std::convert::Infallible {
                     continue;
                 }
                 reported.push((full, Instant::now()));
-                let why = explain_full(full, channels_per_topic);
+                let why = explain_full(full, config);
                 warn!("table full: {why}: a new one was refused");
             }
             Event::Dropped { .. } => {

@@ -53,6 +53,14 @@ pub(crate) fn port(listener: &TcpListener) -> Result<u16, String> {
     listener.local_addr().map(|address| address.port()).map_err(|error| error.to_string())
 }
 
+/// Allows as many open files as the system lets this process have: a server has a socket for each
+/// client.
+pub(crate) fn open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
 /// Allocates zeroed memory of the size that a flag sets. Unused memory takes no RAM.
 pub(crate) fn memory(flag: &str, bytes: usize) -> Result<Vec<u8>, String> {
     // There is no fallible allocation of zeroed memory: try memory of that size first.
@@ -60,6 +68,13 @@ pub(crate) fn memory(flag: &str, bytes: usize) -> Result<Vec<u8>, String> {
         Ok(()) => Ok(vec![0; bytes]),
         Err(error) => Err(format!("{flag} {bytes}: {error}")),
     }
+}
+
+/// Returns a function that lends `count` buffers of `len` bytes. They are one piece of zeroed memory,
+/// so that one which is not used takes no RAM.
+pub(crate) fn buffers(count: usize, len: usize) -> impl FnMut() -> &'static mut [u8] {
+    let mut buffers = vec![0; count * len].leak().chunks_exact_mut(len);
+    move || buffers.next().unwrap_or_default()
 }
 
 /// A static that is lent once, for the rest of the program.

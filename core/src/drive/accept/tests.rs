@@ -276,6 +276,10 @@ impl Sessions for Shared {
     type Access = One;
     type Seen = u32;
 
+    fn count(&self) -> usize {
+        self.borrow().sessions.len() - 1
+    }
+
     fn access(&self, index: usize) -> One {
         let spare = self.borrow().sessions.len() - 1;
         One(self.clone(), index.min(spare))

@@ -581,6 +581,10 @@ impl<'s, T: Session> Sessions for &'s Shared<T> {
     type Access = &'s Shared<T>;
     type Seen = ();
 
+    fn count(&self) -> usize {
+        1
+    }
+
     fn access(&self, _: usize) -> Self::Access {
         self
     }

@@ -137,29 +137,36 @@ fn agree<const PEERS: usize, const TOPICS: usize, const CHANNELS: usize>(
 ) -> Agreed {
     let mut done = Agreed { changed: false, all: true };
     loop {
-        let gone = lookup.registered().find(|(topic, channel)| match channel {
-            None => !node.topics().any(|it| it.name == *topic),
-            Some(channel) => !node.channels(topic).any(|it| it.name == *channel),
-        });
-        let Some((topic, channel)) = gone.map(|(topic, channel)| (*topic, channel.copied())) else {
-            break;
-        };
+        let mut names = node.names();
+        let gone = lookup.registered().find(|it| !has_next(&mut names, || node.names(), it));
+        let gone = gone.map(|(topic, channel)| (*topic, channel.copied()));
+        drop(names);
+        let Some((topic, channel)) = gone else { break };
         done.changed |= lookup.unregister(&topic, channel.as_ref());
     }
-    let mut add = |topic, channel| {
-        if lookup.registered().any(|it| it == (topic, channel)) {
-            return;
-        }
+    let mut all = node.names();
+    loop {
+        let mut registered = lookup.registered();
+        let missing = all.find(|it| !has_next(&mut registered, || lookup.registered(), it));
+        drop(registered);
+        let Some((topic, channel)) = missing else { return done };
         match lookup.register(topic, channel) {
             Ok(()) => done.changed = true,
             Err(_) => done.all = false,
         }
-    };
-    for topic in node.topics() {
-        add(topic.name, None);
-        for channel in node.channels(topic.name) {
-            add(topic.name, Some(channel.name));
-        }
     }
-    done
+}
+
+/// Returns whether one list has an entry of another. Both are in about the same order, so the search
+/// goes on where the last one ended, and a walk through a list costs as much as the list is long.
+fn has_next<T: PartialEq, I: Iterator<Item = T>>(
+    rest: &mut I,
+    restart: impl FnOnce() -> I,
+    entry: &T,
+) -> bool {
+    if rest.any(|it| it == *entry) {
+        return true;
+    }
+    *rest = restart();
+    rest.any(|it| it == *entry)
 }

@@ -253,7 +253,7 @@ impl Client {
             finished: subscription.finished,
             requeued: subscription.requeued,
             pubs: &subscription.pubs,
-            topics: shared.topics,
+            topics: &shared.topics,
         })
     }
 

@@ -3,6 +3,7 @@
 use core::net::SocketAddr;
 
 use super::{ClientSession, HEAD_LEN, PendingEvent, State, Timer};
+use crate::nsqd::engine::CLIENT_EVENT;
 use crate::nsqd::table::Subscription;
 use crate::session::{Awaited, Closed, Fault, Link, Session, Transmit};
 use crate::time::{Instant, Span};
@@ -31,8 +32,11 @@ impl Session for ClientSession<'_, '_> {
         self.client.msg_timeout = config.msg_timeout;
         self.client.set_state(State::Up);
         self.client.pending_event = Some(PendingEvent::Connected);
+        self.shared.pending |= CLIENT_EVENT;
+        let count = usize::from(self.id).saturating_add(1);
+        self.shared.subscriptions.show(count, || Subscription::EMPTY);
         if let Some(subscription) = self.subscription() {
-            *subscription = Subscription::EMPTY;
+            *subscription = Subscription { connected: true, ..Subscription::EMPTY };
         }
         self.client.timers.set(Timer::Heartbeat, now.after(config.heartbeat));
         self.restart_silence_timer(now);
@@ -166,10 +170,12 @@ impl Session for ClientSession<'_, '_> {
         self.client.tx_buffer.clear();
         self.client.timers.stop_all();
         self.client.pending_event = Some(PendingEvent::Disconnected);
+        self.shared.pending |= CLIENT_EVENT;
         self.client.set_state(State::Unused);
         if let Some(subscription) = self.subscription() {
             *subscription = Subscription::EMPTY;
         }
+        self.shared.subscriptions.trim(|subscription| subscription.connected);
         self.shared.changed();
     }
 }

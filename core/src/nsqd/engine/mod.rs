@@ -8,6 +8,7 @@ mod topology;
 use core::fmt;
 
 use super::arena::{Arena, Cursor, Lane, NIL};
+use super::slots::Slots;
 use super::table::{Channel, Entry, NONE, Subscription, Topic};
 use super::{Block, Config, Counters, Index};
 use crate::time::{Instant, Jitter};
@@ -18,6 +19,9 @@ const ATTEMPTS_MAX: u16 = i16::MAX as u16;
 
 /// The most messages that a client's sampling skips in one call.
 const SKIPS_MAX: u32 = 64;
+
+/// Marks that some client may have an event that was not polled yet.
+pub(super) const CLIENT_EVENT: u8 = 1 << 7;
 
 /// The reason for which a message waits for room and then is refused.
 pub(super) const NO_ROOM: &str = "no room";
@@ -44,13 +48,13 @@ pub(super) struct Shared<'a> {
     pub(in crate::nsqd) expired_pending: u32,
     /// The blocks that the application's messages take.
     own: Block,
-    pub(super) topics: &'a mut [Topic],
-    pub(super) channels: &'a mut [Channel],
+    pub(super) topics: Slots<'a, Topic>,
+    pub(super) channels: Slots<'a, Channel>,
     /// The in-flight entries, `per_channel` for each channel. An entry is written before it is read:
     /// memory that a platform gives page by page is used as far as messages were in flight.
     pub(super) entries: &'a mut [Entry],
     pub(super) per_channel: u16,
-    pub(super) subscriptions: &'a mut [Subscription],
+    pub(super) subscriptions: Slots<'a, Subscription>,
     /// The number of the next message to be published.
     pub(super) next: u64,
     pub(super) counters: Counters,
@@ -59,9 +63,9 @@ pub(super) struct Shared<'a> {
     /// The number of dropped messages that no polled event has reported yet.
     pub(in crate::nsqd) dropped_pending: u32,
     /// The tables that refused a topic or channel since they last had room, one bit each; and those
-    /// of them that no polled event has reported yet.
+    /// of them that no polled event has reported yet, with [`CLIENT_EVENT`].
     pub(in crate::nsqd) full_reported: u8,
-    pub(in crate::nsqd) full_pending: u8,
+    pub(in crate::nsqd) pending: u8,
     /// A client or the application waits for room.
     pub(super) wanted: bool,
     /// New topics are held until the nsqlookupds were asked for their channels.
@@ -194,9 +198,6 @@ impl<'a> Shared<'a> {
         subscriptions: &'a mut [Subscription],
         per_channel: u16,
     ) -> Self {
-        topics.fill_with(|| Topic::NEW);
-        channels.fill_with(|| Channel::NEW);
-        subscriptions.fill(Subscription::EMPTY);
         let blocks = u32::from(store.capacity());
         // Of hundreds and the rest, which is exact and does not overflow.
         let hundreds = |percent: u8| (blocks / 100).saturating_mul(percent.into());
@@ -222,18 +223,18 @@ impl<'a> Shared<'a> {
             reject_reason: NO_ROOM,
             expired_pending: 0,
             own: 0,
-            topics,
-            channels,
+            topics: Slots::new(topics, || Topic::NEW),
+            channels: Slots::new(channels, || Channel::NEW),
             entries,
             per_channel,
-            subscriptions,
+            subscriptions: Slots::new(subscriptions, || Subscription::EMPTY),
             next: 0,
             counters: Counters::default(),
             version: 0,
             topology: 0,
             dropped_pending: 0,
             full_reported: 0,
-            full_pending: 0,
+            pending: 0,
             wanted: false,
             asks: false,
             holds: false,

@@ -37,7 +37,10 @@ impl Shared<'_> {
         origin: Origin,
     ) -> Result<(), TableFull> {
         let has = |topic: &Topic| !topic.is_used() || topic.name == *name;
-        if self.topics.iter().any(has) || self.evictable_topic(now, origin).is_some() {
+        if self.topics.iter().any(has)
+            || self.topics.next().is_some()
+            || self.evictable_topic(now, origin).is_some()
+        {
             return Ok(());
         }
         Err(self.reject_full(TableFull::Topics))
@@ -58,7 +61,8 @@ impl Shared<'_> {
             }
             return Ok(at);
         }
-        let free = self.topics.iter().position(|topic| !topic.is_used()).map(|at| at as Index);
+        let unused = self.topics.iter().position(|topic| !topic.is_used());
+        let free = unused.or_else(|| self.topics.next()).map(|at| at as Index);
         let at = match free.or_else(|| self.evictable_topic(now, origin)) {
             Some(at) => at,
             None => return Err(self.reject_full(TableFull::Topics)),
@@ -66,6 +70,7 @@ impl Shared<'_> {
         if free.is_none() {
             self.evict_topic(at);
         }
+        self.topics.show(usize::from(at).saturating_add(1), || Topic::NEW);
         if let Some(topic) = self.topics.get_mut(usize::from(at)) {
             *topic = Topic { name: *name, origin, used: Used::at(now), ..Topic::NEW };
             if self.asks {
@@ -118,8 +123,9 @@ impl Shared<'_> {
             channels.iter().any(|channel| channel.topic == topic && channel.lane == lane)
         };
         let lanes = 0..self.config.channels_per_topic;
-        let mut lane = lanes.clone().find(|lane| !is_taken(self.channels, *lane));
-        let mut free = self.channels.iter().position(|channel| !channel.is_used());
+        let mut lane = lanes.clone().find(|lane| !is_taken(&self.channels, *lane));
+        let unused = self.channels.iter().position(|channel| !channel.is_used());
+        let mut free = unused.or_else(|| self.channels.next());
         if lane.is_none() || free.is_none() {
             let (among, full) = match lane {
                 None => (topic, TableFull::ChannelsOfTopic),
@@ -129,11 +135,12 @@ impl Shared<'_> {
                 return Err(self.reject_full(full));
             };
             self.evict_channel(evictable, topic);
-            lane = lanes.clone().find(|lane| !is_taken(self.channels, *lane));
+            lane = lanes.clone().find(|lane| !is_taken(&self.channels, *lane));
             free = Some(evictable.into());
         }
         let lane = lane.unwrap_or_default();
         let at = free.unwrap_or_default();
+        self.channels.show(at.saturating_add(1), || Channel::NEW);
         if let Some(channel) = self.channels.get_mut(at) {
             let used = Used::at(now);
             *channel = Channel { name: *name, topic, lane, origin, used, ..Channel::NEW };
@@ -158,7 +165,10 @@ impl Shared<'_> {
         if self.find_topic(topic).is_none() {
             self.has_slot_for(now, topic, Origin::Client)?;
             let is_free = |channel: &Channel| !channel.is_used();
-            if !self.channels.iter().any(is_free) && self.evictable_channel(now, NONE).is_none() {
+            if !self.channels.iter().any(is_free)
+                && self.channels.next().is_none()
+                && self.evictable_channel(now, NONE).is_none()
+            {
                 return Err(self.reject_full(TableFull::Channels));
             }
         }
@@ -177,7 +187,7 @@ impl Shared<'_> {
         *count = count.saturating_add(1);
         if self.full_reported & full.bit() == 0 {
             self.full_reported |= full.bit();
-            self.full_pending |= full.bit();
+            self.pending |= full.bit();
             // Wake the task that waits for the event.
             self.changed();
         }
@@ -279,6 +289,7 @@ impl Shared<'_> {
         if let Some(topic) = self.topic_mut(at) {
             *topic = Topic::NEW;
         }
+        self.topics.trim(Topic::is_used);
         if self.asked == at {
             // The answer is not for the next topic in this slot.
             self.asked = NONE;
@@ -316,6 +327,7 @@ impl Shared<'_> {
         let Some(channel) = self.channel_mut(at) else { return };
         let topic = channel.topic;
         *channel = Channel::NEW;
+        self.channels.trim(Channel::is_used);
         if let Some(topic) = self.topic_mut(topic) {
             topic.channels = topic.channels.saturating_sub(1);
         }
@@ -385,7 +397,8 @@ impl Shared<'_> {
     pub(in crate::nsqd) fn leave(&mut self, now: Instant, id: Index) {
         let Some(subscription) = self.subscription_mut(id) else { return };
         let at = subscription.channel;
-        *subscription = Subscription::EMPTY;
+        let connected = subscription.connected;
+        *subscription = Subscription { connected, ..Subscription::EMPTY };
         if at == NONE {
             return;
         }

@@ -33,8 +33,9 @@ pub(super) enum Maker {
 pub(super) struct Tables<'a> {
     topics: &'a mut [Topic],
     channels: &'a mut [Channel],
-    /// The slots from here on are free, so that nothing takes longer in a large table than in a
-    /// small one.
+    /// The slots from here on are free and their bytes have no meaning, so that nothing takes longer
+    /// in a large table than in a small one, and memory that a platform gives page by page is used as
+    /// far as slots are.
     topics_end: u16,
     channels_end: u16,
     topic_bits: Bits<'a>,
@@ -55,10 +56,6 @@ impl<'a> Tables<'a> {
         topic_bits: Bits<'a>,
         channel_bits: Bits<'a>,
     ) -> Self {
-        topics.fill(Topic::FREE);
-        channels.fill(Channel::FREE);
-        topic_bits.bits.fill(0);
-        channel_bits.bits.fill(0);
         Self {
             topics,
             channels,
@@ -159,6 +156,7 @@ impl<'a> Tables<'a> {
         };
         let key = Key { serial: self.next_serial(), kept: false, unused_since: now };
         *self.topics.get_mut(at)? = Topic { name: *name, key };
+        self.topic_bits.clear(at);
         self.topics_end = self.topics_end.max(at.saturating_add(1) as u16);
         Some(at)
     }
@@ -176,6 +174,7 @@ impl<'a> Tables<'a> {
         };
         let key = Key { serial: self.next_serial(), kept: false, unused_since: now };
         *self.channels.get_mut(at)? = Channel { name: *name, topic: topic as u16, key };
+        self.channel_bits.clear(at);
         self.channels_end = self.channels_end.max(at.saturating_add(1) as u16);
         Some(at)
     }

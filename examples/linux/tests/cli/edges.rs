@@ -527,8 +527,8 @@ async fn every_bound_is_in_the_help() {
                 "bytes of a message, and of all in flight  8388608",
             ],
         ),
-        ("node", &["topics  250", "channels  254", "clients  250", "HTTP connections  64"]),
-        ("lookupd", &["nodes  256", "topics  1024", "channels  4096", "HTTP connections  64"]),
+        ("node", &["topics  1000", "channels  4000", "clients  1000", "HTTP connections  64"]),
+        ("lookupd", &["nodes  1000", "topics  10000", "channels  20000", "HTTP connections  64"]),
     ] {
         let output = nanonsq(&[command, "--help"]).output().await.unwrap();
         let help = String::from_utf8(output.stdout).unwrap();

@@ -174,8 +174,8 @@ async fn real_servers_next_to_ours() {
 
 #[tokio::test]
 async fn a_client_beyond_the_limit_is_rejected_with_the_reason() {
-    let lookupd = Server::start("lookupd", &[]).await;
-    let node = Server::node(lookupd.tcp, &[]).await;
+    let lookupd = Server::start("lookupd", &["--max-nodes=256"]).await;
+    let node = Server::node(lookupd.tcp, &["--max-clients=250"]).await;
     let me =
         br#"{"broadcast_address":"h","hostname":"h","tcp_port":1,"http_port":1,"version":"1"}"#;
     for (server, magic, refusal, known) in [
@@ -218,6 +218,43 @@ async fn a_client_beyond_the_limit_is_rejected_with_the_reason() {
     }
 }
 
+#[tokio::test]
+async fn the_tables_of_a_node_have_the_size_that_flags_give_them() {
+    let limits = ["--max-topics=2", "--max-channels=3", "--max-clients=1"];
+    let node = Server::start("node", &limits).await;
+    let post = async |path: &str| http::post(node.http, path, b"x").await.unwrap();
+    for (path, status) in [
+        ("/topic/create?topic=a", 200),
+        ("/topic/create?topic=b", 200),
+        ("/topic/create?topic=c", 503),
+        ("/channel/create?topic=a&channel=c", 200),
+        ("/channel/create?topic=a&channel=d", 200),
+        ("/channel/create?topic=b&channel=c", 200),
+        ("/channel/create?topic=b&channel=d", 503),
+    ] {
+        assert_eq!(post(path).await.status, status, "{path}");
+    }
+    node.run.until_it_logs("warn: table full: all 2 topics are in use (--max-topics)").await;
+    node.run.until_it_logs("warn: table full: all 3 channels are in use (--max-channels)").await;
+}
+
+/// A block for each, and more than 65,535 of them.
+#[tokio::test]
+async fn a_topic_holds_more_messages_than_16_bits_count() {
+    const COUNT: usize = 70_001;
+    let node = Server::start("node", &[]).await;
+    let mut publishing = Run::publish(node.tcp, &[]);
+    let lines: Vec<String> = (0..COUNT).map(|line| line.to_string()).collect();
+    publishing.write(lines.join("\n")).await;
+    publishing.finish().await.expect(0, &["70001 accepted, 70001 acknowledged"]);
+    let stats = http::get_json(node.http, "/stats?format=json").await.unwrap();
+    assert_eq!(stats["topics"][0]["depth"], COUNT, "{stats}");
+    let (at, count) = (node.tcp.to_string(), COUNT.to_string());
+    let consuming =
+        Run::start(&["sub", "--topic=t", "--channel=c", "-n", &count, "--nsqd-tcp-address", &at]);
+    assert_eq!(consuming.end().await.printed, lines, "in order, since there is one of each");
+}
+
 /// Tables and buffers for all that there is room for take memory once they are used.
 #[cfg(target_os = "linux")]
 #[tokio::test]
@@ -245,6 +282,13 @@ async fn invalid_flags_are_errors() {
     for args in [
         ["node", "--msg-timeout=60"],
         ["node", "--max-rdy-count=0"],
+        ["node", "--max-topics=0"],
+        ["node", "--max-topics=1001"],
+        ["node", "--max-channels=4001"],
+        ["node", "--max-clients=1001"],
+        ["lookupd", "--max-nodes=1001"],
+        ["lookupd", "--max-topics=10001"],
+        ["lookupd", "--max-channels=0"],
         ["node", "--tcp-address=4150"],
         ["lookupd", "--tombstone-lifetime=-1s"],
         ["demo", "--for=0"],

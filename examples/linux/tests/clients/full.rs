@@ -14,9 +14,9 @@ tests_with!([OurNode]: clients_of_a_full_node, topics_of_clients_that_left);
 tests_with!([OurLookupd]: nsqd_and_a_full_directory);
 tests_with!([OurNode, OurLookupd]: askers_of_a_full_http_port);
 
-/// The slots of `nanonsq node`.
+/// The slots of `nanonsq node`, as the tests start it.
 const PLACES: usize = 250;
-/// The slots of `nanonsq lookupd`.
+/// The slots of `nanonsq lookupd`, as the tests start it.
 const NODES: usize = 256;
 const HTTP_PLACES: usize = 64;
 
@@ -116,7 +116,7 @@ async fn askers_of_a_full_http_port(setting: Setting) {
     }
 }
 
-/// The topics of `nanonsq node`.
+/// The topics of `nanonsq node`, as the tests start it.
 const TOPICS: usize = 250;
 
 /// Unused topics of clients that left are replaced, and topics in use are not.
@@ -164,7 +164,7 @@ async fn topics_of_clients_that_left(setting: Setting) {
     let refused = "E_PUB_FAILED PUB failed no room for another topic";
     assert!(matches!(publish("more").await, Received::Error(received) if received == refused));
     eventually("it is logged", SOON, async || {
-        node.log().contains("table full: all 250 topics, the most that a node has, are in use")
+        node.log().contains("table full: all 250 topics are in use (--max-topics)")
     })
     .await;
     assert!(topics().await.contains(&"used".to_owned()));

@@ -45,8 +45,17 @@ impl Subject {
     }
 }
 
+/// Our servers have tables that a test fills in a short time.
 fn program(options: ServerOptions, command: &str, ours: bool) -> ServerOptions {
-    if ours { options.program(env!("CARGO_BIN_EXE_nanonsq"), command) } else { options }
+    if !ours {
+        return options;
+    }
+    let limits = match command {
+        "node" => ["--max-topics=250", "--max-channels=254", "--max-clients=250"],
+        _ => ["--max-topics=1024", "--max-channels=4096", "--max-nodes=256"],
+    };
+    let options = options.program(env!("CARGO_BIN_EXE_nanonsq"), command);
+    limits.into_iter().fold(options, ServerOptions::flag)
 }
 
 /// The peers, the subject and the name of a test.
