@@ -44,7 +44,7 @@ fn a_client_that_sends_no_body_does_not_keep_the_application_from_publishing() {
     client.take(at(2), &identify);
     written(&mut client, at(2));
     // The announced message would take nearly all that is free, and none of it arrives.
-    let longest = u32::from(free) * 64 - 200;
+    let longest = free * 64 - 200;
     client.take(at(2), &[b"PUB junk\n", &longest.to_be_bytes()[..]].concat());
 
     for now in [at(1_000), at(30_000), at(119_000)] {

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! With the feature `large` a link has 4 bytes, as have `next` and `child`, and `topic` has 2. The
-//! links of free blocks then have no mark: which blocks are free is in a [tree](tree) of bits behind
+//! links of free blocks then have no mark: which blocks are free is in a tree of bits behind
 //! the links.
 //!
 //! `due` has the low 32 bits of a time in milliseconds. All stored times are less than 2^32 ms (49.7

@@ -29,7 +29,6 @@ fn trees_do_what_sorted_sets_do() {
                 }
             }
         }
-        drop(tree);
         assert_eq!(words.last(), Some(&[0x55; 4]), "nothing behind the tree is written");
     }
 }
