@@ -1,8 +1,8 @@
 //! nanonsq on desktops, on tokio.
 //!
-//! [`Publisher`], [`Consumer`] and [`Nsqd`] own their memory, and run in tasks of their own. They
-//! are made of what programs with other needs use themselves: [`nanonsq_core::drive`], which
-//! borrows its memory, and this crate's sockets, DNS and time for it.
+//! [`Publisher`], [`Consumer`], [`Nsqd`] and [`Nsqlookupd`] own their memory, and run in tasks of
+//! their own. They are made of what programs with other needs use themselves:
+//! [`nanonsq_core::drive`], which borrows its memory, and this crate's sockets, DNS and time for it.
 //!
 //! This crate has no NSQ logic: [`nanonsq_core`] documents behaviour. The roles are features:
 //! `full` (default) or some of `publisher`, `consumer`, `registration`, `nsqd` and `nsqlookupd`.
@@ -19,15 +19,19 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-#[cfg(any(feature = "publisher", feature = "consumer", feature = "nsqd"))]
+#[cfg(any(feature = "publisher", feature = "consumer", feature = "nsqd", feature = "nsqlookupd"))]
+#[cfg_attr(not(feature = "full"), allow(dead_code, reason = "an nsqlookupd needs less"))]
 mod client;
 #[cfg(feature = "consumer")]
 mod consumer;
 #[cfg(feature = "nsqd")]
 mod nsqd;
+#[cfg(feature = "nsqlookupd")]
+mod nsqlookupd;
 #[cfg(feature = "publisher")]
 mod publisher;
-#[cfg(any(feature = "publisher", feature = "consumer", feature = "nsqd"))]
+#[cfg(any(feature = "publisher", feature = "consumer", feature = "nsqd", feature = "nsqlookupd"))]
+#[cfg_attr(not(feature = "full"), allow(dead_code, reason = "an nsqlookupd needs less"))]
 mod setting;
 
 use std::future::Future;
@@ -50,15 +54,27 @@ use tokio::net::{TcpSocket, TcpStream, ToSocketAddrs};
 pub use embassy_sync::blocking_mutex::raw::{CriticalSectionRawMutex, NoopRawMutex};
 pub use nanonsq_core as core;
 
-#[cfg(any(feature = "publisher", feature = "consumer", feature = "nsqd"))]
+#[cfg(any(
+    feature = "publisher",
+    feature = "consumer",
+    feature = "nsqd",
+    feature = "nsqlookupd"
+))]
 pub use client::Undelivered;
 #[cfg(feature = "consumer")]
 pub use consumer::{Consumer, ConsumerBuilder, Message};
 #[cfg(feature = "nsqd")]
 pub use nsqd::{NotAccepted, Nsqd, NsqdBuilder};
+#[cfg(feature = "nsqlookupd")]
+pub use nsqlookupd::{Nsqlookupd, NsqlookupdBuilder};
 #[cfg(feature = "publisher")]
 pub use publisher::{NotAcknowledged, Options, PublishError, Publisher, PublisherBuilder, Receipt};
-#[cfg(any(feature = "publisher", feature = "consumer", feature = "nsqd"))]
+#[cfg(any(
+    feature = "publisher",
+    feature = "consumer",
+    feature = "nsqd",
+    feature = "nsqlookupd"
+))]
 pub use setting::StartError;
 
 /// TCP keepalive: time without a packet before the first probe, and between probes.

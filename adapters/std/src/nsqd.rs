@@ -17,7 +17,7 @@ use nanonsq_core::nsqd::{Config, Counters, Full, HttpConfig, PublishError as Ref
 use nanonsq_core::registration::{Config as LookupConfig, NodeInfo, PEERS_MAX};
 
 use crate::client::{Calls, Client, Handle, Undelivered, wait};
-use crate::setting::{Settings, StartError, listening, random, unix_time};
+use crate::setting::{Settings, StartError, apart, listening, random, unix_time};
 use crate::{CriticalSectionRawMutex, TcpDialer, TcpListener, TokioSleep};
 
 use role::{COUNT, Exchange, Locals, OFFER, Serving, TRY};
@@ -311,7 +311,7 @@ impl NsqdBuilder {
             HttpConfig { broadcast_address, hostname, tcp_port, http_port, ..HttpConfig::new() };
         let lookup = LookupConfig { seed, ..LookupConfig::new(info) };
         let mut store = vec![0; self.memory];
-        let mut resources = tables()?;
+        let mut resources = apart(Tables::new)?;
         let (node, mut runner) = borrowed::new(
             &mut resources,
             borrowed::Settings {
@@ -343,18 +343,6 @@ impl NsqdBuilder {
         let locals = Locals::new(node, runner.lookup(), &self.lookupds);
         Ok(calls.serve(locals, async move { runner.run().await }).await)
     }
-}
-
-/// Makes the tables on a stack of their own: an unoptimized build moves them through it.
-fn tables<'a>() -> Result<Box<Tables<'a>>, String> {
-    let stack = 4 * size_of::<Tables<'a>>() + (1 << 20);
-    let made = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(stack);
-        Ok(thread.spawn_scoped(scope, || Box::new(Tables::new()))?.join())
-    });
-    let made =
-        made.map_err(|error: std::io::Error| format!("no memory for the tables: {error}"))?;
-    made.map_err(|_| "no memory for the tables".to_owned())
 }
 
 type Tables<'a> = borrowed::Resources<

@@ -3,9 +3,9 @@
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
-#[cfg(feature = "nsqd")]
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 use std::net::SocketAddr;
-#[cfg(feature = "nsqd")]
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nanonsq_core::address::Address;
@@ -76,7 +76,7 @@ pub(crate) fn random() -> u32 {
 }
 
 /// Listens on `address`, and returns the address with its port.
-#[cfg(feature = "nsqd")]
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 pub(crate) async fn listening(
     address: &str,
 ) -> Result<(crate::TcpListener, SocketAddr), StartError> {
@@ -90,8 +90,21 @@ pub(crate) async fn listening(
 }
 
 /// Returns the Unix time in nanoseconds.
-#[cfg(feature = "nsqd")]
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
 pub(crate) fn unix_time() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Makes tables on a stack of their own: an unoptimized build moves them through it.
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
+pub(crate) fn apart<T: Send>(make: fn() -> T) -> Result<Box<T>, String> {
+    let stack = 4 * size_of::<T>() + (1 << 20);
+    let made = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(stack);
+        Ok(thread.spawn_scoped(scope, || Box::new(make()))?.join())
+    });
+    let made =
+        made.map_err(|error: std::io::Error| format!("no memory for the tables: {error}"))?;
+    made.map_err(|_| "no memory for the tables".to_owned())
 }

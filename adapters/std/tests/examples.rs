@@ -107,3 +107,22 @@ async fn nsqd() {
     assert_eq!(output(start("consume", &[address], &["10"])).await.lines().count(), 10);
     assert!(output(tool).await.ends_with("all is consumed\n"));
 }
+
+#[tokio::test]
+async fn nsqlookupd() {
+    let peers = require_peers!();
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let mut tool = start("nsqlookupd", &[any, any], &[]);
+    printed(&tool, "Enter ends").await;
+    let text = tool.stdout();
+    let address = |index| text.split(' ').nth(index).unwrap().trim_end_matches(';').parse();
+    let (tcp, http): (SocketAddr, SocketAddr) = (address(2).unwrap(), address(4).unwrap());
+    let _nsqd = Nsqd::start(&peers, ServerOptions::new().lookupd(tcp)).await;
+    let listed = async || {
+        let nodes = nanonsq_tests::http::get_json(http, "/nodes").await.unwrap();
+        nodes["producers"].as_array().is_some_and(|producers| producers.len() == 1)
+    };
+    eventually("it is listed", LIMIT, listed).await;
+    drop(tool.stdin());
+    output(tool).await;
+}

@@ -3,6 +3,7 @@
 
 mod consumer;
 mod nsqd;
+mod nsqlookupd;
 mod publisher;
 
 use std::sync::Mutex;
