@@ -52,8 +52,8 @@ pub(crate) struct Options {
     /// Also print the largest functions, where the instructions go and the deepest stack
     #[arg(long, conflicts_with = "json")]
     profile: bool,
-    /// With `--json`, measure only this client
-    #[arg(long, value_name = "CLIENT", requires = "json", value_parser = CLIENTS)]
+    /// Measure only this client, and print one JSON object
+    #[arg(long, value_name = "CLIENT", value_parser = CLIENTS)]
     only: Option<String>,
 }
 
@@ -135,6 +135,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if let Some(client) = &options.only {
         let json = table::json(&measured.row(client)?, &measured.toolchain);
         println!("{:#}", serde_json::json!({ client: json }));
+        if options.profile {
+            measured.print_profiles(client);
+        }
         return Ok(());
     }
     if options.json {
@@ -164,11 +167,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     table::print_types(measured.image(Level::Z, TYPES)?);
     if options.profile {
         for client in CHIEF {
-            for level in Level::ALL {
-                let key = (level, client.to_owned());
-                let title = format!("{client} at {}", level.name());
-                table::print_profile(&title, &measured.images[&key], &measured.traces[&key]);
-            }
+            measured.print_profiles(client);
         }
     }
     Ok(())
@@ -242,6 +241,14 @@ impl Measured {
             self.added(Level::S, nsqd, |image| image.flash)?,
             self.added(Level::Z, nsqd, |image| image.ram)?,
         ])
+    }
+
+    fn print_profiles(&self, client: &str) {
+        for level in Level::ALL {
+            let key = (level, client.to_owned());
+            let title = format!("{client} at {}", level.name());
+            table::print_profile(&title, &self.images[&key], &self.traces[&key]);
+        }
     }
 
     fn trace(&self, level: Level, name: &str) -> Result<&Trace> {
