@@ -4,74 +4,44 @@
 //! the session's bytes to the transport while it holds the session. See the session
 //! [contract](crate::session::contract) for the order of calls.
 
+mod access;
+
 use core::future::{Future, poll_fn};
 use core::net::SocketAddr;
 use core::ops::Range;
 use core::pin::{Pin, pin};
-use core::task::{Context, Poll, Waker};
+use core::task::{Context, Poll};
 
 use super::{Dialer, Sleep, Transport};
-use crate::address::Address;
 use crate::session::{Closed, DialError, Link, Session, TransportError};
 use crate::time::Instant;
+pub(super) use access::{Access, SessionAccess, Steps, shared_code};
 
 /// The number of rounds of reading and writing in one poll before other tasks run.
 const ROUNDS_MAX: u8 = 16;
 
-/// A driver's access to its session, which may be owned, shared within a task, or behind a lock.
-///
-/// The driver's steps are generic over the access. With a `dyn`, all kinds of sessions share one
-/// copy of the steps; a concrete type gets its own copy, in which the session's calls are direct.
-pub(super) trait SessionAccess {
-    /// Runs `f` once on the session, or not at all if there is no such session.
-    fn with(&mut self, f: &mut dyn FnMut(&mut dyn Session));
-
-    /// Arranges that the task wakes when anything but the driver changes the session.
-    fn register(&mut self, waker: &Waker);
-}
-
-/// The code of the driver's steps for an access: all kinds of accesses share one copy, except
-/// those that implement this themselves.
-pub(super) trait Steps {
-    /// The access that the steps use.
-    type Access<'s>: SessionAccess + ?Sized + 's
-    where
-        Self: 's;
-
-    fn steps(&mut self) -> &mut Self::Access<'_>;
-}
-
-impl<A: SessionAccess> Steps for A {
-    type Access<'s>
-        = dyn SessionAccess + 's
-    where
-        A: 's;
-
-    fn steps(&mut self) -> &mut Self::Access<'_> {
-        shared_code(self)
-    }
-}
-
 /// Runs one session for ever: dials when the session asks for it, carries bytes and calls `tick`.
 ///
 /// `rx` is the receive buffer, at least 16 bytes; a larger buffer saves calls.
-pub(super) async fn run_dialed<A, D, S>(
+// `W` is a parameter because a future that holds an `A::Whom` would not be `Send`.
+pub(super) async fn run_dialed<A, W, D, S>(
     access: &mut A,
     dialer: &mut D,
     sleep: &mut S,
     rx: &mut [u8],
 ) -> !
 where
-    A: Steps,
+    A: Steps<Whom = W>,
     D: Dialer,
     S: Sleep,
 {
     let mut connection = Connection::new(access.steps(), sleep);
     loop {
         let dialed = {
-            let mut address = Address::NONE;
-            poll_fn(|cx| connection.poll_down(access.steps(), &mut address, cx)).await;
-            let mut dial = pin!(dialer.dial(&address));
+            let mut whom: W = A::NOBODY;
+            poll_fn(|cx| connection.poll_down(access.steps(), &mut whom, cx)).await;
+            let Some(address) = A::address(&whom) else { continue };
+            let mut dial = pin!(dialer.dial(address));
             poll_fn(|cx| {
                 if let Poll::Ready(dialed) = dial.as_mut().poll(cx) {
                     return Poll::Ready(dialed);
@@ -89,13 +59,6 @@ where
             Ok(_) => connection.closed(access.steps(), Closed::Local),
         }
     }
-}
-
-/// Returns the access as a `dyn`, so that the program has one copy of the steps that use it.
-pub(super) fn shared_code<'s>(
-    access: &'s mut impl SessionAccess,
-) -> &'s mut (dyn SessionAccess + 's) {
-    access
 }
 
 /// Polls a future in its own function. Inlined into the application's future, the code would access
@@ -154,9 +117,9 @@ enum Step {
 impl<'d, S: Sleep> Connection<'d, S> {
     /// Makes a driver. If an earlier driver was dropped with a connection, reports to the session
     /// that the connection is lost.
-    pub(super) fn new<A: SessionAccess + ?Sized>(access: &mut A, sleep: &'d mut S) -> Self {
+    pub(super) fn new<A: Access + ?Sized>(access: &mut A, sleep: &'d mut S) -> Self {
         let now = sleep.now();
-        access.with(&mut |session| {
+        access.with(|session| {
             if !matches!(session.link(), Link::Down) {
                 session.closed(now, Closed::Transport(TransportError::Other));
             }
@@ -170,11 +133,11 @@ impl<'d, S: Sleep> Connection<'d, S> {
 
     /// Reports to the session that the transport is connected. Returns false without a report if
     /// the session has cancelled the dial.
-    fn open<A: SessionAccess + ?Sized>(&mut self, access: &mut A) -> bool {
+    fn open<A: Access + ?Sized>(&mut self, access: &mut A) -> bool {
         self.io = Io::new(false);
         let now = self.sleep.now();
         let mut opened = false;
-        access.with(&mut |session| {
+        access.with(|session| {
             if matches!(session.link(), Link::Up) {
                 session.open(now);
                 opened = true;
@@ -184,30 +147,17 @@ impl<'d, S: Sleep> Connection<'d, S> {
     }
 
     /// Reports to the session that a caller connected.
-    pub(super) fn accepted<A: SessionAccess + ?Sized>(&mut self, access: &mut A, from: SocketAddr) {
+    pub(super) fn accepted<A: Access + ?Sized>(&mut self, access: &mut A, from: SocketAddr) {
         self.io = Io::new(true);
         let now = self.sleep.now();
-        access.with(&mut |session| session.accepted(now, from));
+        access.with(|session| session.accepted(now, from));
     }
 
     #[cold]
     #[inline(never)]
-    fn closed<A: SessionAccess + ?Sized>(&mut self, access: &mut A, why: Closed) {
+    fn closed<A: Access + ?Sized>(&mut self, access: &mut A, why: Closed) {
         let now = self.sleep.now();
-        access.with(&mut |session| session.closed(now, why));
-    }
-
-    /// Reports the end of the transport's input to the session.
-    #[cold]
-    #[inline(never)]
-    fn ended<A: SessionAccess + ?Sized>(&mut self, access: &mut A, why: Closed) {
-        let now = self.sleep.now();
-        let closing = self.io.closing != Closing::No;
-        access.with(&mut |session| {
-            // The peer may close first, in answer to a close that this side began.
-            let local = closing || matches!(session.link(), Link::Close);
-            session.closed(now, if local { Closed::Local } else { why });
-        });
+        access.with(|session| session.closed(now, why));
     }
 
     /// Arranges that the task wakes by `deadline`. Returns true if the timer is due, possibly
@@ -230,23 +180,21 @@ impl<'d, S: Sleep> Connection<'d, S> {
         self.sleep.poll_until(cx, until)
     }
 
-    /// Ready when a dial is due; `address` is then the address to dial.
+    /// Ready when a dial is due; `whom` is then whom to dial.
     #[inline(never)]
-    fn poll_down<A: SessionAccess + ?Sized>(
+    fn poll_down<A: Access + ?Sized>(
         &mut self,
         access: &mut A,
-        address: &mut Address,
+        whom: &mut A::Whom,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         access.register(cx.waker());
         let now = self.sleep.now();
         let mut deadline = Instant::NEVER;
         let mut due = false;
-        access.with(&mut |session| {
-            if let Some(nsqd) = session.dial(now) {
-                address.clone_from(nsqd);
-                due = true;
-            } else {
+        access.with(|session| {
+            due = A::dial(session, now, whom);
+            if !due {
                 deadline = tick(session, now);
             }
         });
@@ -261,7 +209,7 @@ impl<'d, S: Sleep> Connection<'d, S> {
 
     /// Ready when the session has cancelled the dial in progress.
     #[inline(never)]
-    fn poll_dialing<A: SessionAccess + ?Sized>(
+    fn poll_dialing<A: Access + ?Sized>(
         &mut self,
         access: &mut A,
         cx: &mut Context<'_>,
@@ -270,7 +218,7 @@ impl<'d, S: Sleep> Connection<'d, S> {
         let now = self.sleep.now();
         let mut wanted = false;
         let mut deadline = Instant::NEVER;
-        access.with(&mut |session| {
+        access.with(|session| {
             deadline = tick(session, now);
             wanted = matches!(session.link(), Link::Up);
         });
@@ -285,7 +233,7 @@ impl<'d, S: Sleep> Connection<'d, S> {
 
     /// Carries bytes. Ready when the connection has ended and that was reported to the session.
     #[inline(never)]
-    pub(super) fn poll_up<A: SessionAccess + ?Sized, T: Transport>(
+    pub(super) fn poll_up<A: Access + ?Sized, T: Transport>(
         &mut self,
         access: &mut A,
         transport: &mut T,
@@ -293,50 +241,35 @@ impl<'d, S: Sleep> Connection<'d, S> {
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         access.register(cx.waker());
-        let mut now = Instant::ZERO;
-        let mut deadline = Instant::NEVER;
-        // True if a round is due even if nothing was read.
-        let mut again = true;
-        for _ in 0..ROUNDS_MAX {
-            let read = if self.io.upgrading || !self.io.unread.is_empty() {
-                transport.send_gathered(cx);
-                Poll::Pending
-            } else {
-                transport.poll_read(cx, rx)
-            };
-            match read {
-                Poll::Ready(Ok(n)) if n > 0 => self.io.unread = 0..n,
-                Poll::Ready(end) => {
-                    let error = end.err().or(self.io.write_error);
-                    self.ended(access, error.map_or(Closed::Peer, Closed::Transport));
-                    return Poll::Ready(());
-                }
-                Poll::Pending if again || self.is_due(now, deadline, cx) => {}
-                Poll::Pending => return Poll::Pending,
-            }
-            now = self.sleep.now();
+        for _ in 0..A::ROUNDS {
+            let now = self.sleep.now();
             // Stays if the session no longer exists.
             let mut step = Step::Over(Closed::Local);
+            let mut deadline = Instant::NEVER;
             let io = &mut self.io;
-            let mut took = false;
-            access.with(&mut |session| {
-                io.offer(session, now, rx);
-                step = io.step(session, transport, now, cx);
-                // Writing may have made room in the session.
-                took = io.offer(session, now, rx);
+            access.with(|session| {
+                for _ in 0..A::ROUNDS_AT_ONCE {
+                    step = io.round(session, transport, rx, now, cx);
+                    if !matches!(step, Step::Again) {
+                        break;
+                    }
+                }
                 deadline = session.deadline();
                 if deadline <= now {
                     session.tick(now);
                 }
             });
-            again = match step {
-                Step::Wait => took || deadline <= now,
-                Step::Again => true,
+            match step {
                 Step::Over(why) => {
                     self.closed(access, why);
                     return Poll::Ready(());
                 }
-            };
+                _ if access.is_changed() => return Poll::Pending,
+                Step::Wait if deadline > now && !self.is_due(now, deadline, cx) => {
+                    return Poll::Pending;
+                }
+                Step::Wait | Step::Again => {}
+            }
         }
         // Let other tasks run, however much there is to read.
         cx.waker().wake_by_ref();
@@ -355,18 +288,49 @@ impl Io {
         }
     }
 
-    /// Offers the unread bytes to the session. Returns true if the session took some of them.
-    fn offer(&mut self, session: &mut dyn Session, now: Instant, rx: &[u8]) -> bool {
+    /// Writes, then reads and passes the bytes to the session.
+    fn round<S: Session + ?Sized, T: Transport>(
+        &mut self,
+        session: &mut S,
+        transport: &mut T,
+        rx: &mut [u8],
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) -> Step {
+        let step = self.step(session, transport, now, cx);
+        if matches!(step, Step::Over(_)) {
+            return step;
+        }
+        if self.upgrading || !self.unread.is_empty() {
+            transport.send_gathered(cx);
+        } else {
+            match transport.poll_read(cx, rx) {
+                Poll::Ready(Ok(n)) if n > 0 => self.unread = 0..n,
+                Poll::Ready(end) => return Step::Over(self.end(session, end.err())),
+                Poll::Pending => return step,
+            }
+        }
         let bytes = rx.get(self.unread.clone()).unwrap_or_default();
         let taken = if bytes.is_empty() { 0 } else { session.take(now, bytes) };
         self.unread.start = self.unread.start.saturating_add(taken);
-        taken > 0
+        if taken > 0 { Step::Again } else { step }
+    }
+
+    /// Returns why the connection is over at the end of the transport's input.
+    #[cold]
+    #[inline(never)]
+    fn end<S: Session + ?Sized>(&self, session: &S, error: Option<TransportError>) -> Closed {
+        // The peer may close first, in answer to a close that this side began.
+        if self.closing != Closing::No || matches!(session.link(), Link::Close) {
+            return Closed::Local;
+        }
+        error.or(self.write_error).map_or(Closed::Peer, Closed::Transport)
     }
 
     /// Performs the action on the transport that the session's link requires.
-    fn step<T: Transport>(
+    fn step<S: Session + ?Sized, T: Transport>(
         &mut self,
-        session: &mut dyn Session,
+        session: &mut S,
         transport: &mut T,
         now: Instant,
         cx: &mut Context<'_>,
@@ -377,6 +341,7 @@ impl Io {
             _ if self.closing != Closing::No => self.step_closing(session, transport, now, cx),
             Link::Up if self.write_error.is_some() => Step::Wait,
             Link::Up => match poll_transmit(session, transport, now, cx) {
+                Ok(Written::Nothing) => Step::Wait,
                 // The session may have closed its link after these bytes.
                 Ok(Written::All | Written::Blocked) if matches!(session.link(), Link::Up) => {
                     Step::Wait
@@ -406,9 +371,9 @@ impl Io {
     /// Writes the remaining bytes, then closes; aborts after the deadline.
     #[cold]
     #[inline(never)]
-    fn step_closing<T: Transport>(
+    fn step_closing<S: Session + ?Sized, T: Transport>(
         &mut self,
-        session: &mut dyn Session,
+        session: &mut S,
         transport: &mut T,
         now: Instant,
         cx: &mut Context<'_>,
@@ -417,7 +382,7 @@ impl Io {
             Closing::Done => Poll::Pending,
             Closing::Begun => transport.poll_close(cx),
             Closing::No => match poll_transmit(session, transport, now, cx) {
-                Ok(Written::All) => {
+                Ok(Written::All | Written::Nothing) => {
                     self.closing = Closing::Begun;
                     transport.poll_close(cx)
                 }
@@ -442,7 +407,7 @@ impl Io {
 }
 
 /// Calls `tick` if the deadline has passed. Returns the next deadline.
-fn tick(session: &mut dyn Session, now: Instant) -> Instant {
+fn tick<S: Session + ?Sized>(session: &mut S, now: Instant) -> Instant {
     if session.deadline() <= now {
         session.tick(now);
     }
@@ -451,6 +416,8 @@ fn tick(session: &mut dyn Session, now: Instant) -> Instant {
 
 /// The result of writing a session's bytes.
 enum Written {
+    /// There was nothing to write.
+    Nothing,
     /// All bytes were written.
     All,
     /// The transport accepts no more for now.
@@ -460,16 +427,16 @@ enum Written {
 }
 
 /// Writes the session's bytes, in at most [`ROUNDS_MAX`] writes.
-fn poll_transmit<T: Transport>(
-    session: &mut dyn Session,
+fn poll_transmit<S: Session + ?Sized, T: Transport>(
+    session: &mut S,
     transport: &mut T,
     now: Instant,
     cx: &mut Context<'_>,
 ) -> Result<Written, TransportError> {
-    for _ in 0..ROUNDS_MAX {
+    for round in 0..ROUNDS_MAX {
         let bytes = session.transmit(now);
         if bytes.is_empty() {
-            return Ok(Written::All);
+            return Ok(if round == 0 { Written::Nothing } else { Written::All });
         }
         match transport.poll_write(cx, bytes) {
             Poll::Ready(Ok(0)) => return Err(TransportError::Other),

@@ -41,8 +41,10 @@ pub struct Resources<'a, M: RawMutex> {
 
 impl<M: RawMutex> Resources<'_, M> {
     /// Returns idle resources; [`new`] sets them up.
+    // See `OneTask::new`.
+    #[inline(never)]
     pub const fn new() -> Self {
-        const { Self { publisher: Publisher::idle(), shared: OnceCell::Empty } }
+        Self { publisher: Publisher::idle(), shared: OnceCell::Empty }
     }
 }
 

@@ -48,11 +48,11 @@ impl Publisher<'_> {
             for flight in self.flights.iter().take(whole) {
                 let count = u64::from(flight.count());
                 self.counters.possible_duplicates =
-                    self.counters.possible_duplicates.saturating_add(count);
+                    self.counters.possible_duplicates.wrapping_add(count);
             }
         }
         self.flights.clear();
-        let before = self.outbox.first();
+        let before = self.outbox.first() as u32;
         self.outbox.rewind();
         self.clear_suspects(before);
         self.handshake.staging.clear();
@@ -70,8 +70,6 @@ impl Publisher<'_> {
     }
 
     /// Stages the head of the next command.
-    // Out of line, so that a call that finds nothing to do is short.
-    #[inline(never)]
     fn stage(&mut self, now: Instant) {
         match self.handshake.state() {
             LinkState::Ready => self.stage_batch(now),
@@ -82,6 +80,8 @@ impl Publisher<'_> {
         }
     }
 
+    // Out of line, so that a call that finds nothing to do is short.
+    #[inline(never)]
     fn stage_batch(&mut self, now: Instant) {
         let batch = if self.flights.is_full() {
             None
@@ -137,23 +137,8 @@ impl Publisher<'_> {
         self.staged_pub = false;
     }
 
-    #[inline]
-    fn on_part(&mut self, now: Instant, part: FramePart<'_>) -> Result<(), Fault> {
-        let is_ok = part.first && part.last && matches!(part.data, b"OK");
-        if is_ok
-            && matches!(
-                (part.frame_type, self.handshake.state()),
-                (FrameType::Response, LinkState::Ready)
-            )
-        {
-            // The path of nearly every frame.
-            return self.on_ok(now);
-        }
-        self.on_rare_part(now, part)
-    }
-
     #[inline(never)]
-    fn on_rare_part(&mut self, now: Instant, part: FramePart<'_>) -> Result<(), Fault> {
+    fn on_part(&mut self, now: Instant, part: FramePart<'_>) -> Result<(), Fault> {
         let text = match part.frame_type {
             FrameType::Message => return self.fail(now, Fault::UnexpectedReply),
             FrameType::Error => self.detail.as_mut_view(),
@@ -205,9 +190,11 @@ impl Publisher<'_> {
             return self.fail(now, Fault::UnexpectedReply);
         };
         let (_, live) = self.resolve(&flight);
-        let late = flight.count().saturating_sub(live);
         self.counters.acknowledged = self.counters.acknowledged.wrapping_add(live.into());
-        self.counters.late = self.counters.late.wrapping_add(late.into());
+        if live < flight.count() {
+            let late = flight.count().wrapping_sub(live);
+            self.counters.late = self.counters.late.wrapping_add(late.into());
+        }
         self.prove_good();
         self.grow(flight.count());
         if self.flights.is_empty() {
@@ -221,7 +208,7 @@ impl Publisher<'_> {
     /// Resolves the oldest batch. Returns the number of its first message, and how many of its
     /// messages were not final already.
     fn resolve(&mut self, flight: &Flight) -> (u64, u32) {
-        let before = self.outbox.first();
+        let before = self.outbox.first() as u32;
         let resolved = self.outbox.resolve(flight);
         let _ = self.pass_suspects(before);
         self.refusals = 0;
@@ -229,16 +216,16 @@ impl Publisher<'_> {
         resolved
     }
 
-    /// Notes that head moved from message `before` on. Returns whether the last suspect was passed.
-    fn pass_suspects(&mut self, before: u64) -> bool {
-        let (passed, were) = (self.outbox.first().saturating_sub(before), self.suspects);
-        self.suspects = were.saturating_sub(passed as u32);
+    /// Notes that head moved from message `before`, modulo 2^32, on. Returns whether the last suspect was passed.
+    fn pass_suspects(&mut self, before: u32) -> bool {
+        let (passed, were) = ((self.outbox.first() as u32).wrapping_sub(before), self.suspects);
+        self.suspects = were.saturating_sub(passed);
         were > 0 && self.suspects == 0
     }
 
     /// Notes that head moved from message `before` on without success: once the messages of the
     /// refused batches are gone, the length of batches is not bounded by them any more.
-    pub(super) fn clear_suspects(&mut self, before: u64) {
+    pub(super) fn clear_suspects(&mut self, before: u32) {
         if self.pass_suspects(before) {
             self.lift();
         }
@@ -258,8 +245,11 @@ impl Publisher<'_> {
 
     /// nsqd accepted a batch of `count` messages: the next may have twice as many.
     fn grow(&mut self, count: u32) {
-        let twice = self.most.saturating_mul(2);
-        if count >= self.most && twice < self.too_many {
+        if count < self.most {
+            return;
+        }
+        let twice = self.most.saturating_add(self.most);
+        if twice < self.too_many {
             self.most = if twice < self.config.batch_messages { twice } else { u32::MAX };
         }
     }
@@ -301,7 +291,7 @@ impl Publisher<'_> {
             if live > 0 {
                 self.exceptions.add(first, live, Outcome::Rejected(code));
             }
-            self.counters.rejected = self.counters.rejected.saturating_add(live.into());
+            self.counters.rejected = self.counters.rejected.wrapping_add(live.into());
             self.prove_good();
             // This message may have been the reason for which batches were refused.
             self.too_many = u32::MAX;
@@ -312,7 +302,7 @@ impl Publisher<'_> {
             }
             if code == ErrorCode::Mpub && in_part {
                 self.counters.possible_duplicates =
-                    self.counters.possible_duplicates.saturating_add(flight.count().into());
+                    self.counters.possible_duplicates.wrapping_add(flight.count().into());
             }
         }
         self.fail(now, fault)
@@ -393,13 +383,23 @@ impl Session for Publisher<'_> {
             return Ok(());
         }
         self.handshake.on_receive(now, self.config.heartbeat);
-        loop {
+        while !input.is_empty() {
+            // Nearly every frame; looked at first.
+            if let Some(([0, 0, 0, 6, 0, 0, 0, 0, b'O', b'K'], rest)) = input.split_first_chunk()
+                && self.handshake.frames.at_boundary()
+                && self.handshake.state() == LinkState::Ready
+            {
+                self.on_ok(now)?;
+                input = rest;
+                continue;
+            }
             match self.handshake.frames.next(&mut input) {
                 Ok(Some(part)) => self.on_part(now, part)?,
-                Ok(None) => return Ok(()),
+                Ok(None) => {}
                 Err(error) => return self.fail(now, error.into()),
             }
         }
+        Ok(())
     }
 
     fn transmit(&mut self, now: Instant) -> Transmit<'_> {
@@ -434,12 +434,12 @@ impl Session for Publisher<'_> {
     }
 
     fn tick(&mut self, now: Instant) {
-        let before = self.outbox.first();
+        let before = self.outbox.first() as u32;
         let Self { exceptions, counters, version, .. } = self;
         self.outbox.expire(now, |first, count| {
             exceptions.add(first, count, Outcome::Expired);
             *version = version.wrapping_add(1);
-            counters.expired = counters.expired.saturating_add(count.into());
+            counters.expired = counters.expired.wrapping_add(count.into());
         });
         self.clear_suspects(before);
         let why = if expire(&mut self.reply, now) {

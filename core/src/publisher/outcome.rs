@@ -80,7 +80,8 @@ pub(super) struct Exceptions {
 
 impl Exceptions {
     pub(super) const fn new() -> Self {
-        let none = Exception { first: 0, count: 0, outcome: Outcome::Forgotten };
+        // Of zeros; no messages have this outcome.
+        let none = Exception { first: 0, count: 0, outcome: Outcome::Rejected(ErrorCode::Invalid) };
         Self { ranges: [none; EXCEPTIONS_MAX], unpolled: 0, forgotten: 0, overlooked: 0 }
     }
 

@@ -110,7 +110,8 @@ impl Handshake {
     /// its own rule for clients.
     pub(crate) fn on_receive(&mut self, now: Instant, heartbeat: Span) {
         if self.state() == LinkState::Ready {
-            self.deadline = now.after(Span::from_millis(heartbeat.as_millis().saturating_mul(2)));
+            // At most twice 60 s, as the settings are checked.
+            self.deadline = now.after(Span::from_millis(heartbeat.as_millis().wrapping_mul(2)));
         }
     }
 

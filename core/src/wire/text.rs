@@ -42,7 +42,7 @@ impl Decimal {
             [1_000_000_000, 100_000_000, 10_000_000, 1_000_000, 100_000, 10_000, 1_000, 100, 10];
         let mut rest = number;
         let mut leading = true;
-        for power in POWERS {
+        for &power in &POWERS {
             let mut digit = b'0';
             // At most 9 rounds, cheaper than a division on a core without a divider.
             while let Some(less) = rest.checked_sub(power) {

@@ -1,5 +1,6 @@
 //! A publisher held by one task.
 
+use std::cell::Cell;
 use std::future::{Future, pending};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -74,6 +75,33 @@ fn a_loop_publishes_one_message_after_the_other() {
             assert_eq!(stored(&world), all);
         });
     }
+}
+
+/// A task that always has work gives way after 16 rounds, and is woken to go on.
+#[test]
+fn a_busy_task_lets_others_run() {
+    let world = World::new((0, 1000));
+    with_publisher(&world, 200, |publisher| {
+        let done = Cell::new(0);
+        let (mut dialer, mut sleep) = (world.clone(), world.clone());
+        let work = async |publisher: &OneTask<'_>| loop {
+            let ticket = publisher.publish(&topic("t"), b"one more").await.unwrap();
+            assert_eq!(publisher.outcome(ticket).await, Outcome::Acknowledged);
+            done.set(done.get() + 1);
+        };
+        let mut future = pin!(publisher.run_until(&mut dialer, &mut sleep, work));
+        let mut task: Task<'_, ()> = Task::new(future.as_mut());
+        while done.get() == 0 {
+            if !task.poll() {
+                world.advance();
+            }
+        }
+        for _ in 0..3 {
+            let before = done.get();
+            assert!(task.poll(), "not woken");
+            assert_eq!(done.get() - before, 16);
+        }
+    });
 }
 
 /// Dropped at every await, and run again: all accepted messages arrive, and the one that waited for

@@ -3,10 +3,12 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::task::Waker;
 
 use nanonsq_models::Wakes;
 
 use super::*;
+use crate::address::Address;
 use crate::drive::accept::{Sessions, serve_port};
 use crate::drive::{Accept, AcceptError, AcceptSlot, Port};
 use crate::session::{Fault, Transmit, Upgrade};
@@ -505,8 +507,18 @@ fn unread_bytes_of_one_connection_are_not_offered_to_the_next() {
 /// A session that only the driver accesses.
 struct Owned<'s, T>(&'s mut T);
 
-impl<T: Session> SessionAccess for Owned<'_, T> {
-    fn with(&mut self, f: &mut dyn FnMut(&mut dyn Session)) {
+impl<T: Session> Access for Owned<'_, T> {
+    type Session<'s> = T;
+    type Whom = Address;
+
+    const ROUNDS: u8 = ROUNDS_MAX;
+    const ROUNDS_AT_ONCE: u8 = 1;
+
+    fn dial(session: &mut T, now: Instant, whom: &mut Address) -> bool {
+        session.dial(now).map(|address| whom.clone_from(address)).is_some()
+    }
+
+    fn with(&mut self, mut f: impl FnMut(&mut T)) {
         f(self.0);
     }
 

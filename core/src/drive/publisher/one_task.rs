@@ -1,19 +1,20 @@
 //! A [`Publisher`] held by one task: without a lock, wakers and a second task.
 
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::future::poll_fn;
 use core::pin::pin;
 use core::task::{Poll, Waker};
 
 use super::{Publish, RX_LEN};
 use crate::address::Address;
-use crate::drive::connection::{SessionAccess, Steps, poll_apart, run_dialed};
+use crate::drive::connection::{Access, Steps, poll_apart, run_dialed};
 use crate::drive::{Dialer, Sleep};
 use crate::name::TopicName;
 use crate::publisher::{
     Config, ConfigError, Outcome, PublishError, PublishOptions, Publisher, Ticket,
 };
 use crate::session::Session;
+use crate::time::Instant;
 
 /// The number of rounds of application and connection in one poll before other tasks run.
 const ROUNDS_MAX: u8 = 16;
@@ -24,6 +25,8 @@ const ROUNDS_MAX: u8 = 16;
 #[derive(Debug)]
 pub struct OneTask<'a> {
     publisher: RefCell<Publisher<'a>>,
+    /// The publisher's version that the task has seen.
+    seen: Cell<u32>,
 }
 
 impl Default for OneTask<'_> {
@@ -34,8 +37,11 @@ impl Default for OneTask<'_> {
 
 impl<'a> OneTask<'a> {
     /// Returns an idle publisher; [`set_up`](Self::set_up) makes it work.
+    // Not a `const` block, whose image in flash is larger than the code; out of line, so that the
+    // caller's stack has no copy.
+    #[inline(never)]
     pub const fn new() -> Self {
-        const { Self { publisher: RefCell::new(Publisher::idle()) } }
+        Self { publisher: RefCell::new(Publisher::idle()), seen: Cell::new(0) }
     }
 
     /// Gives an idle publisher its settings, in place. `ring` is its outbox; see
@@ -71,7 +77,7 @@ impl<'a> OneTask<'a> {
     {
         let this = &*self;
         let mut rx = [0; RX_LEN];
-        let mut access = Direct(Owner { publisher: &this.publisher });
+        let mut access = Owner(this);
         let mut task = pin!(task(this));
         let mut drive = pin!(run_dialed(&mut access, dialer, sleep, &mut rx));
         poll_fn(|cx| {
@@ -80,6 +86,7 @@ impl<'a> OneTask<'a> {
                     return Poll::Ready(result);
                 }
                 let before = this.version();
+                this.seen.set(before);
                 // Never ready.
                 let _ = poll_apart(drive.as_mut(), cx);
                 if this.version() == before {
@@ -159,32 +166,49 @@ impl Publish for OneTask<'_> {
     }
 }
 
-/// An access with a copy of the driver's steps of its own.
-struct Direct<A>(A);
+/// The driver's access to a publisher of its own task.
+struct Owner<'c, 'a>(&'c OneTask<'a>);
 
-impl<A: SessionAccess> Steps for Direct<A> {
+impl<'a> Steps for Owner<'_, 'a> {
     type Access<'s>
-        = A
+        = Self
     where
-        A: 's;
+        Self: 's;
+    type Whom = Option<&'a Address>;
 
-    fn steps(&mut self) -> &mut A {
-        &mut self.0
+    const NOBODY: Self::Whom = None;
+
+    fn address<'w>(whom: &'w Option<&'a Address>) -> Option<&'w Address> {
+        *whom
+    }
+
+    fn steps(&mut self) -> &mut Self {
+        self
     }
 }
 
-/// The driver's access to a publisher of its own task.
-struct Owner<'c, 'a> {
-    publisher: &'c RefCell<Publisher<'a>>,
-}
+impl<'a> Access for Owner<'_, 'a> {
+    type Session<'s> = Publisher<'a>;
+    type Whom = Option<&'a Address>;
 
-impl SessionAccess for Owner<'_, '_> {
-    fn with(&mut self, f: &mut dyn FnMut(&mut dyn Session)) {
-        if let Ok(mut publisher) = self.publisher.try_borrow_mut() {
-            f(&mut *publisher);
-        }
+    // `run_until` has the rounds.
+    const ROUNDS: u8 = 1;
+    const ROUNDS_AT_ONCE: u8 = 1;
+
+    fn with(&mut self, f: impl FnMut(&mut Publisher<'a>)) {
+        self.0.with(f);
+    }
+
+    fn dial(session: &mut Publisher<'a>, now: Instant, whom: &mut Self::Whom) -> bool {
+        let due = session.dial(now).is_some();
+        *whom = session.nsqd();
+        due
     }
 
     /// Needs no waker: the task polls the driver after each poll of the application.
     fn register(&mut self, _: &Waker) {}
+
+    fn is_changed(&self) -> bool {
+        self.0.version() != self.0.seen.get()
+    }
 }

@@ -128,8 +128,10 @@ impl Flights {
 
     pub(in crate::publisher) fn pop(&mut self) -> Option<Flight> {
         let first = self.first()?;
-        let [a, b, c, d] = &mut self.flights;
-        (*a, *b, *c) = (*b, *c, *d);
+        if self.len > 1 {
+            let [a, b, c, d] = &mut self.flights;
+            (*a, *b, *c) = (*b, *c, *d);
+        }
         self.len = self.len.wrapping_sub(1);
         Some(first)
     }

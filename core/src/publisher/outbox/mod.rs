@@ -162,8 +162,21 @@ impl<'a> Outbox<'a> {
             self.next_expiry = self.next_expiry.min(expiry);
         }
         // The length is below 2^30, as the ring's length is.
-        self.append(&(body.len() as u32).to_be_bytes());
-        self.append(body);
+        let size = (body.len() as u32).to_be_bytes();
+        let start = self.offset(self.used);
+        let room = self.ring.get_mut(start..).unwrap_or_default();
+        match room.split_at_mut_checked(record).and_then(|(to, _)| to.split_first_chunk_mut()) {
+            Some((first, to)) => {
+                *first = size;
+                copy(to, body);
+                self.used = self.used.wrapping_add(record);
+            }
+            // The record wraps at the end of the ring.
+            None => {
+                self.append(&size);
+                self.append(body);
+            }
+        }
         let number = self.end();
         self.messages = self.messages.wrapping_add(1);
         Ok(number)
@@ -427,6 +440,11 @@ impl<'a> Outbox<'a> {
     /// Returns whether a message for `topic` can follow the last one without a header.
     fn is_last_context(&self, topic: &[u8], defer: u32, expiry: Instant) -> bool {
         let header = self.last_header;
+        if header == PASSED {
+            let context = &self.context;
+            return topic == context.topic.as_bytes()
+                && (context.defer, context.expiry, context.dead) == (defer, expiry, false);
+        }
         let (one, two) = self.topic_at(header);
         topic.strip_prefix(one) == Some(two)
             && self.defer_at(header) == defer
@@ -476,6 +494,7 @@ impl<'a> Outbox<'a> {
         Some(word)
     }
 
+    #[inline(never)]
     fn append(&mut self, bytes: &[u8]) {
         self.write(self.used, bytes);
         self.used = self.used.wrapping_add(bytes.len());
