@@ -14,6 +14,7 @@ macro_rules! trace_state {
 }
 
 /// Warns through `defmt` if enabled, else through `log` if enabled, else not at all.
+#[cfg(all(feature = "async", feature = "consumer"))]
 macro_rules! warn_of {
     ($text:literal) => {{
         #[cfg(feature = "defmt")]
@@ -31,4 +32,6 @@ macro_rules! warn_of {
     }};
 }
 
-pub(crate) use {trace_state, warn_of};
+pub(crate) use trace_state;
+#[cfg(all(feature = "async", feature = "consumer"))]
+pub(crate) use warn_of;

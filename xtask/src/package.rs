@@ -58,8 +58,13 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let target = std::env::var_os("CARGO_TARGET_DIR");
     let target = target.map_or_else(|| project::root().join("target"), PathBuf::from);
+    fs::create_dir_all(&target)?;
+    // cargo keeps what it unpacked, by the path and the version: at the same path, it would verify
+    // against the sources of an earlier run.
+    let packages = tempfile::tempdir_in(&target)?;
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(project::root()).args(["package", "--locked", "--quiet"]);
+    cargo.arg("--target-dir").arg(packages.path());
     cargo.args(CRATES.iter().flat_map(|name| ["--package", name]));
     if options.allow_dirty {
         cargo.arg("--allow-dirty");
@@ -69,7 +74,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut members = Vec::new();
     for name in CRATES {
-        let (file, member) = newest(&target.join("package"), name)?;
+        let (file, member) = newest(&packages.path().join("package"), name)?;
         unpack(&file, dir.path(), &member)?;
         println!("{member}: {} KiB", fs::metadata(&file)?.len().div_ceil(1024));
         members.push(member);

@@ -138,7 +138,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use crate::name::{ChannelName, TopicName};
+use crate::name::TopicName;
 use crate::time::{Instant, Span};
 
 pub use crate::wire::nsqd::Limits;
@@ -369,7 +369,9 @@ impl<'a> Nsqd<'a> {
 
     /// Returns the names of all topics, then those of all channels with their topics.
     #[cfg(feature = "async")]
-    pub(crate) fn names(&self) -> impl Iterator<Item = (&TopicName, Option<&ChannelName>)> {
+    pub(crate) fn names(
+        &self,
+    ) -> impl Iterator<Item = (&TopicName, Option<&crate::name::ChannelName>)> {
         let Shared { topics, channels, .. } = &self.shared;
         let used = topics.iter().filter(|topic| topic.is_used());
         used.map(|topic| (&topic.name, None)).chain(channels.iter().filter_map(|channel| {
