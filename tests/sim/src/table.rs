@@ -302,6 +302,30 @@ const RARE: &[(Kind, &[&str], &[Event], &str)] = {
             "closing lasts only until the close reaches the other side",
         ),
         (
+            PUBLISHER,
+            &["Closing"],
+            &[ReadError],
+            "the driver closes before it reads, so that the close fails first",
+        ),
+        (
+            PEER,
+            &["Closing"],
+            &[ReadError],
+            "the driver closes before it reads, so that the close fails first",
+        ),
+        (
+            CONSUMER,
+            &["Closing"],
+            &[ReadError],
+            "the driver closes before it reads, so that the close fails first",
+        ),
+        (
+            LOOKUPD,
+            &["Closing"],
+            &[ReadError],
+            "the driver closes before it reads, so that the close fails first",
+        ),
+        (
             NODE,
             &["Closing"],
             &[WriteError],

@@ -102,6 +102,7 @@ async fn beside(setting: &Setting, delay: Duration, harm: impl AsyncFnOnce(&Pair
     .await;
     let after = pair.lookupd.resident();
     println!("memory {before} to {after}");
-    assert!(after <= before + (512 << 10), "memory grew from {before} to {after}");
+    // The tables and the buffers of all 256 nodes, which are used page by page.
+    assert!(after <= before + (2 << 20), "memory grew from {before} to {after}");
     assert!(pair.lookupd.is_running());
 }
