@@ -20,6 +20,7 @@ use tokio::runtime;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::lock;
+use crate::role::{Lines, poll_once};
 use crate::setting::StartError;
 
 /// How long a client runs after its last handle is dropped, to deliver what it has.
@@ -72,8 +73,7 @@ pub(crate) struct Report {
     /// What is not delivered, or not answered.
     pub(crate) left: u64,
     pub(crate) is_stopped: bool,
-    /// Lines for the log: whether it is a warning, and the text.
-    pub(crate) lines: Vec<(bool, String)>,
+    pub(crate) lines: Lines,
     /// Why the last connection was lost, until there is one again.
     pub(crate) why: Option<String>,
 }
@@ -266,8 +266,7 @@ impl<R: Role> Client<R> {
         let slot = Slot { ask: Ask::Call(|_, _| ()), exchange: R::Exchange::default() };
         let slot = Arc::new(Mutex::new(slot));
         let mut block: Block = Box::pin(block(Calls(slot.clone())));
-        let set_up = block.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        if let Poll::Ready(Err(what)) = set_up {
+        if let Poll::Ready(Err(what)) = poll_once(block.as_mut()) {
             return Err(StartError::Setting(what));
         }
         let client = Arc::new(Self(Mutex::new(State {

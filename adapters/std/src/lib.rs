@@ -32,6 +32,9 @@ mod nsqlookupd;
 mod publisher;
 #[cfg(any(feature = "publisher", feature = "consumer", feature = "nsqd", feature = "nsqlookupd"))]
 #[cfg_attr(not(feature = "full"), allow(dead_code, reason = "an nsqlookupd needs less"))]
+mod role;
+#[cfg(any(feature = "publisher", feature = "consumer", feature = "nsqd", feature = "nsqlookupd"))]
+#[cfg_attr(not(feature = "full"), allow(dead_code, reason = "an nsqlookupd needs less"))]
 mod setting;
 
 use std::future::Future;

@@ -2,10 +2,8 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::task::{Context, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
 use nanonsq_core::drive::{Gathered, Port, Ports, nsqlookupd as borrowed};
@@ -13,6 +11,7 @@ use nanonsq_core::nsqlookupd::{Config, Counters, Event, IdentifyReply};
 use nanonsq_core::session::Closed;
 
 use crate::client::{Call, Calls, Client, Handle, Report, Role};
+use crate::role::Stop;
 use crate::setting::{StartError, apart, listening, unix_time};
 use crate::{CriticalSectionRawMutex, TcpListener, TokioSleep};
 
@@ -164,7 +163,7 @@ impl NsqlookupdBuilder {
         // The runner has the others, which go at the end.
         drop((tcp, http));
         handle.set_unix_time(unix_time());
-        let locals = Locals { handle, names: vec![String::new(); CLIENTS], stop: None };
+        let locals = Locals { handle, names: vec![String::new(); CLIENTS], stop: Stop::default() };
         Ok(calls.serve(locals, async move { runner.run().await }).await)
     }
 }
@@ -178,14 +177,13 @@ impl fmt::Debug for Nsqlookupd {
     }
 }
 
-/// The role.
 pub(crate) struct Listing;
 
 pub(crate) struct Locals<'a> {
     handle: borrowed::Handle<'a, CriticalSectionRawMutex, TokioSleep>,
     /// The nsqds, by their connections.
     names: Vec<String>,
-    stop: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
+    stop: Stop<'a>,
 }
 
 #[derive(Default)]
@@ -205,17 +203,12 @@ impl Role for Listing {
         while let Some(event) = locals.handle.try_event() {
             exchange.report.lines.extend(locals.line(event));
         }
-        exchange.report.is_stopped = locals.stop.as_mut().is_some_and(|stop| {
-            stop.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
-        });
-        if exchange.report.is_stopped {
-            locals.stop = None;
-        }
+        exchange.report.is_stopped = locals.stop.is_done();
     };
 
     const STOP: Call<Self> = |locals, _| {
         let handle = locals.handle.clone();
-        locals.stop = Some(Box::pin(async move { handle.stop().await }));
+        locals.stop.begin(async move { handle.stop().await });
     };
 
     fn wake(_: &mut (), _: &mut Exchange, _: bool, _: &mut Vec<Waker>) {}

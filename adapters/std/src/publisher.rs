@@ -17,6 +17,7 @@ use nanonsq_core::publisher::{Config, Counters, Full, PublishError as Refusal, R
 use nanonsq_core::time::Span;
 
 use crate::client::{Calls, Client, Handle, Undelivered, wait};
+use crate::role::Peer;
 use crate::setting::{Settings, StartError, random, span};
 use crate::{CriticalSectionRawMutex, TcpDialer, TokioSleep};
 
@@ -310,7 +311,7 @@ impl PublisherBuilder {
             sleep.clone(),
         )
         .map_err(|error| error.to_string())?;
-        let locals = Locals { handle, sleep, nsqds: &self.nsqds, connected: false, why: None };
+        let locals = Locals { handle, sleep, nsqds: &self.nsqds, peer: Peer::default() };
         Ok(calls.serve(locals, async move { runner.run().await }).await)
     }
 }

@@ -1,9 +1,9 @@
 //! A port: accept slots, and the sessions that callers get.
 //!
-//! There is at least one slot more than sessions. The slot that accepts a caller takes a free session for it;
-//! if there is none, that of a connection that may go ([`Session::evictable`]), the one that may go
-//! for the longest; if there is none either within [`WAIT`], the caller is rejected. So one slot
-//! listens nearly always, however many connections are idle or slow.
+//! There is at least one slot more than sessions. The slot that accepts a caller takes a free
+//! session for it; if there is none, that of a connection that may go ([`Session::evictable`]), the
+//! one that may go for the longest; if there is none either within [`WAIT`], the caller is rejected.
+//! So one slot listens nearly always, however many connections are idle or slow.
 //!
 //! A connection that its session closes is read to its end: after the last bytes the transport is
 //! closed, and what the caller still sends is given to the session, until the caller closes too or

@@ -140,6 +140,7 @@ mod tests;
 
 use crate::name::TopicName;
 use crate::time::{Instant, Span};
+use crate::wire::first;
 
 pub use crate::wire::nsqd::Limits;
 pub use channel_query::{ChannelQuery, ChannelQuerySession, Lookupd};
@@ -389,10 +390,4 @@ impl<'a> Nsqd<'a> {
     pub fn statuses(&self) -> impl Iterator<Item = ClientStatus<'_>> {
         (0..self.clients.len()).filter_map(|index| self.status(index))
     }
-}
-
-/// Returns the first `most` slots of a table, or all.
-fn first<T>(slots: &mut [T], most: u16) -> &mut [T] {
-    let count = slots.len().min(most.into());
-    slots.get_mut(..count).unwrap_or_default()
 }

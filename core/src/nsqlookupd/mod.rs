@@ -85,6 +85,7 @@ mod tests;
 use crate::http;
 use crate::name::{ChannelName, TopicName};
 use crate::time::Instant;
+use crate::wire::first;
 
 pub use crate::wire::nsqlookupd::{IdentifyReply, NodeInfo};
 pub use config::Config;
@@ -377,10 +378,4 @@ impl Shared<'_> {
 
 fn nanos_of(at: Instant) -> i64 {
     i64::try_from(at.as_micros()).unwrap_or(i64::MAX).saturating_mul(1000)
-}
-
-/// Returns the first `most` slots of a table, or all.
-fn first<T>(slots: &mut [T], most: u16) -> &mut [T] {
-    let count = slots.len().min(most.into());
-    slots.get_mut(..count).unwrap_or_default()
 }

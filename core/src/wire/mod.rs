@@ -160,6 +160,13 @@ pub(crate) fn copy(to: &mut [u8], from: &[u8]) -> usize {
     len
 }
 
+/// Returns the first `most` slots of a table, or all.
+#[cfg(any(feature = "nsqd", feature = "nsqlookupd"))]
+pub(crate) fn first<T>(slots: &mut [T], most: u16) -> &mut [T] {
+    let count = slots.len().min(most.into());
+    slots.get_mut(..count).unwrap_or_default()
+}
+
 /// Splits off the longest prefix of at most `len` bytes and returns it.
 #[inline]
 pub(crate) fn take<'b>(input: &mut &'b [u8], len: u32) -> &'b [u8] {

@@ -12,9 +12,10 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use env_filter::Filter;
+use humantime::format_rfc3339_millis as rfc_3339;
 use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::{progress, signals};
@@ -76,7 +77,7 @@ impl Log for Lines {
 }
 
 fn log_line(level: &str, text: &str) -> String {
-    let time = if *HAS_TIME { rfc_3339(SystemTime::now()) + " " } else { String::new() };
+    let time = if *HAS_TIME { format!("{} ", rfc_3339(SystemTime::now())) } else { String::new() };
     format!("{time}{level}: {}\n", plain(text))
 }
 
@@ -108,24 +109,6 @@ static HAS_TIME: LazyLock<bool> = LazyLock::new(|| {
     });
     !stderr.is_terminal() && !is_journal
 });
-
-/// Returns a time as in RFC 3339, in UTC, with milliseconds.
-fn rfc_3339(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let seconds = since.as_secs();
-    // Years of 400 years begin in March: the day that not all of them have is the last one.
-    let days = seconds / 86_400 + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = 400 * era + year + u64::from(month <= 2);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    let ms = since.subsec_millis();
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
-}
 
 /// Starts the log at a level, or with the filter of the environment variable `RUST_LOG`.
 pub(crate) fn start_log(level: Option<LevelFilter>, quiet: bool) {
@@ -222,7 +205,7 @@ pub(crate) fn cannot_print(error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
 
@@ -237,7 +220,7 @@ mod tests {
             (1_735_689_599_001, "2024-12-31T23:59:59.001Z"),
             (4_107_542_400_050, "2100-03-01T00:00:00.050Z"),
         ] {
-            assert_eq!(rfc_3339(UNIX_EPOCH + Duration::from_millis(ms)), text);
+            assert_eq!(rfc_3339(UNIX_EPOCH + Duration::from_millis(ms)).to_string(), text);
         }
     }
 

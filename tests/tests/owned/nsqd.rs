@@ -1,4 +1,4 @@
-//! The nsqd.
+//! An owned nsqd: what its consumers get, what is left at its end, and which settings are refused.
 
 use std::time::Duration;
 

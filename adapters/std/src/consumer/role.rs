@@ -1,8 +1,6 @@
 //! What is particular to a consumer: its calls, and its lines for the log.
 
-use std::future::Future;
-use std::pin::pin;
-use std::task::{Context, Waker};
+use std::task::Waker;
 
 use nanonsq_core::address::Address;
 use nanonsq_core::consumer::{AnswerError, ConnectionEvent, Counters, Event, LookupdEvent};
@@ -12,9 +10,9 @@ use nanonsq_core::time::Span;
 
 use super::message::Taken;
 use crate::client::{Call, Report, Role};
+use crate::role::{Lines, Peer, poll_once};
 use crate::{CriticalSectionRawMutex, TokioSleep};
 
-/// The role.
 pub(crate) struct Consuming;
 
 pub(super) type Borrowed<'a> = borrowed::Message<'a, CriticalSectionRawMutex, TokioSleep>;
@@ -34,9 +32,7 @@ pub(crate) struct Locals<'a> {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Known {
     address: String,
-    connected: bool,
-    /// Said since it was last connected.
-    said: String,
+    peer: Peer,
 }
 
 #[derive(Default)]
@@ -88,8 +84,7 @@ impl Role for Consuming {
     };
 
     const CLOSE: Call<Self> = |locals, _| {
-        let stop = pin!(locals.handle.stop());
-        let _ = stop.poll(&mut Context::from_waker(Waker::noop()));
+        let _ = poll_once(locals.handle.stop());
     };
 
     /// Requeues what is not answered.
@@ -105,7 +100,7 @@ impl Role for Consuming {
 impl Locals<'_> {
     /// Makes the line of an event, if it is for the log. Each cause is told once, not at each
     /// attempt.
-    fn tell(&mut self, event: Event, lines: &mut Vec<(bool, String)>) {
+    fn tell(&mut self, event: Event, lines: &mut Lines) {
         match event {
             Event::Connection { index, event } => {
                 let look = self.handle.look(|consumer| {
@@ -117,30 +112,21 @@ impl Locals<'_> {
                 if !address.is_empty() && address != known.address {
                     *known = Known { address, ..Known::default() };
                 }
-                let (line, nsqd) = match event {
+                let Known { address, peer } = known;
+                match event {
                     ConnectionEvent::Connected => {
-                        (known.connected, known.said) = (true, String::new());
-                        lines.push((false, format!("connected to {}", known.address)));
-                        return;
+                        peer.connected(format!("connected to {address}"), lines);
                     }
-                    ConnectionEvent::Disconnected(Closed::Local) => return,
-                    ConnectionEvent::Disconnected(why) if known.connected => {
-                        (format!("lost {}: {why}", known.address), known)
-                    }
+                    ConnectionEvent::Disconnected(Closed::Local) => {}
                     ConnectionEvent::Disconnected(why) => {
-                        (format!("cannot connect to {}: {why}", known.address), known)
+                        peer.lost(format!("{} {address}: {why}", peer.failed()), lines);
                     }
                     ConnectionEvent::LeftOut(why) => {
                         let detail =
                             if detail.is_empty() { detail } else { format!(" ({detail})") };
-                        (format!("refused by {}: {why}{detail}", known.address), known)
+                        peer.lost(format!("refused by {address}: {why}{detail}"), lines);
                     }
-                    _ => return,
-                };
-                nsqd.connected = false;
-                if nsqd.said != line {
-                    nsqd.said.clone_from(&line);
-                    lines.push((true, line));
+                    _ => {}
                 }
             }
             Event::Lookupd { index, event } => {

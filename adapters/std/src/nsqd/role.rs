@@ -1,8 +1,6 @@
 //! What is particular to an nsqd: its calls, and its lines for the log.
 
-use std::future::Future;
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 
 use nanonsq_core::address::Address;
 use nanonsq_core::drive::{nsqd as borrowed, registration};
@@ -13,9 +11,9 @@ use nanonsq_core::session::Closed;
 
 use super::{CHANNELS, PEERS, TOPICS};
 use crate::client::{Call, Report, Role};
+use crate::role::{Lines, Peer, Stop, poll_once};
 use crate::{CriticalSectionRawMutex, TokioSleep};
 
-/// The role.
 pub(crate) struct Serving;
 
 type Node<'a> = borrowed::Handle<'a, CriticalSectionRawMutex, TokioSleep>;
@@ -26,10 +24,9 @@ pub(crate) struct Locals<'a> {
     node: Node<'a>,
     lookup: Lookup<'a>,
     lookupds: &'a [Address],
-    /// What the log says of each nsqlookupd since it was last connected; empty if it is.
-    said: Vec<Option<String>>,
+    peers: Vec<Peer>,
     is_closing: bool,
-    stop: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
+    stop: Stop<'a>,
 }
 
 #[derive(Default)]
@@ -57,8 +54,7 @@ pub(crate) struct Waits {
 /// Offers the message; `accepted` stays empty while there is no room.
 pub(super) const OFFER: Call<Serving> = |locals, exchange| {
     let Some(topic) = exchange.topic else { return };
-    let offer = pin!(locals.node.publish(&topic, &exchange.body));
-    if let Poll::Ready(taken) = offer.poll(&mut Context::from_waker(Waker::noop())) {
+    if let Poll::Ready(taken) = poll_once(locals.node.publish(&topic, &exchange.body)) {
         exchange.accepted = Some(taken.map(|_| ()));
     }
 };
@@ -93,19 +89,14 @@ impl Role for Serving {
             node.version()
         });
         exchange.versions = (version.unwrap_or_default(), exchange.versions.0);
-        exchange.report.is_stopped = locals.stop.as_mut().is_some_and(|stop| {
-            stop.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
-        });
-        if exchange.report.is_stopped {
-            locals.stop = None;
-        }
+        exchange.report.is_stopped = locals.stop.is_done();
     };
 
     const CLOSE: Call<Self> = |locals, _| locals.is_closing = true;
 
     const STOP: Call<Self> = |locals, _| {
         let node = locals.node.clone();
-        locals.stop = Some(Box::pin(async move { node.stop().await }));
+        locals.stop.begin(async move { node.stop().await });
     };
 
     fn wake(waits: &mut Waits, exchange: &mut Exchange, over: bool, to_wake: &mut Vec<Waker>) {
@@ -120,34 +111,22 @@ impl Role for Serving {
 
 impl<'a> Locals<'a> {
     pub(super) fn new(node: Node<'a>, lookup: Lookup<'a>, lookupds: &'a [Address]) -> Self {
-        let said = vec![Some(String::new()); lookupds.len()];
-        Self { node, lookup, lookupds, said, is_closing: false, stop: None }
+        let peers = vec![Peer::default(); lookupds.len()];
+        Self { node, lookup, lookupds, peers, is_closing: false, stop: Stop::default() }
     }
 
-    /// Tells each cause once, not at each attempt.
-    fn tell_of_lookupds(&mut self, lines: &mut Vec<(bool, String)>) {
-        loop {
-            let event = pin!(self.lookup.event());
-            let Poll::Ready((index, event)) = event.poll(&mut Context::from_waker(Waker::noop()))
-            else {
-                return;
-            };
-            let (Some(address), Some(said)) = (self.lookupds.get(index), self.said.get_mut(index))
+    fn tell_of_lookupds(&mut self, lines: &mut Lines) {
+        while let Poll::Ready((index, event)) = poll_once(self.lookup.event()) {
+            let (Some(address), Some(peer)) = (self.lookupds.get(index), self.peers.get_mut(index))
             else {
                 continue;
             };
-            let what = if said.is_none() { "lost" } else { "cannot connect to" };
             match event {
                 PeerEvent::Connected => {
-                    lines.push((false, format!("connected to nsqlookupd {address}")));
-                    *said = None;
+                    peer.connected(format!("connected to nsqlookupd {address}"), lines);
                 }
                 PeerEvent::Disconnected(why) if why != Closed::Local => {
-                    let line = format!("{what} nsqlookupd {address}: {why}");
-                    if said.as_ref() != Some(&line) {
-                        lines.push((true, line.clone()));
-                        *said = Some(line);
-                    }
+                    peer.lost(format!("{} nsqlookupd {address}: {why}", peer.failed()), lines);
                 }
                 _ => {}
             }

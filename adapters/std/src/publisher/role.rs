@@ -1,10 +1,8 @@
 //! What is particular to a publisher: its calls, and its lines for the log.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::mem;
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 
 use nanonsq_core::address::Address;
 use nanonsq_core::drive::{Sleep, publisher as borrowed};
@@ -16,19 +14,18 @@ use nanonsq_core::session::Closed;
 
 use super::Options;
 use crate::client::{Call, Report, Role};
+use crate::role::{Lines, Peer, poll_once};
 use crate::setting::span;
 use crate::{CriticalSectionRawMutex, TokioSleep};
 
-/// The role.
 pub(crate) struct Publishing;
 
 pub(crate) struct Locals<'a> {
     pub(super) handle: borrowed::Handle<'a, CriticalSectionRawMutex>,
     pub(super) sleep: TokioSleep,
     pub(super) nsqds: &'a [Address],
-    pub(super) connected: bool,
-    /// Why there is no connection.
-    pub(super) why: Option<String>,
+    /// The nsqd in use.
+    pub(super) peer: Peer,
 }
 
 #[derive(Default)]
@@ -61,8 +58,8 @@ pub(crate) struct Waits {
 pub(super) const OFFER: Call<Publishing> = |locals, exchange| {
     let Some(topic) = exchange.topic else { return };
     let options = locals.options(exchange.options);
-    let offer = pin!(locals.handle.publish_with(&topic, &exchange.body, options));
-    if let Poll::Ready(taken) = offer.poll(&mut Context::from_waker(Waker::noop())) {
+    let offer = locals.handle.publish_with(&topic, &exchange.body, options);
+    if let Poll::Ready(taken) = poll_once(offer) {
         exchange.accepted = Some(taken);
     }
 };
@@ -100,13 +97,12 @@ impl Role for Publishing {
             exchange.report.left = publisher.counters().pending;
             publisher.version()
         });
-        exchange.report.why.clone_from(&locals.why);
+        exchange.report.why = locals.peer.why().cloned();
         exchange.versions = (version.unwrap_or_default(), exchange.versions.0);
     };
 
     const STOP: Call<Self> = |locals, _| {
-        let stop = pin!(locals.handle.stop(&locals.sleep));
-        let _ = stop.poll(&mut Context::from_waker(Waker::noop()));
+        let _ = poll_once(locals.handle.stop(&locals.sleep));
     };
 
     fn wake(waits: &mut Waits, exchange: &mut Exchange, over: bool, to_wake: &mut Vec<Waker>) {
@@ -130,24 +126,22 @@ impl Locals<'_> {
     }
 
     /// Makes the line of an event, if it is for the log.
-    fn tell(&mut self, event: Event, lines: &mut Vec<(bool, String)>) {
+    fn tell(&mut self, event: Event, lines: &mut Lines) {
         let nsqd = |index: usize| self.nsqds.get(index).map(Address::to_string).unwrap_or_default();
         match event {
             Event::Connected { nsqd: index } => {
-                lines.push((false, format!("connected to {}", nsqd(index))));
-                (self.connected, self.why) = (true, None);
+                self.peer.connected(format!("connected to {}", nsqd(index)), lines);
             }
-            Event::Disconnected { why: Closed::Local, .. } => self.connected = false,
+            Event::Disconnected { why: Closed::Local, .. } => self.peer.closed(),
             Event::Disconnected { nsqd: index, why } => {
-                let what = if self.connected { "lost" } else { "cannot connect to" };
-                let line = format!("{what} {}: {why}", nsqd(index));
-                self.lost(line, lines);
+                let line = format!("{} {}: {why}", self.peer.failed(), nsqd(index));
+                self.peer.lost(line, lines);
             }
             Event::LeftOut { nsqd: index, why } => {
                 let detail = self.handle.look(|publisher| publisher.detail().to_owned());
                 let detail = detail.filter(|text| !text.is_empty());
                 let detail = detail.map(|text| format!(" ({text})")).unwrap_or_default();
-                self.lost(format!("refused by {}: {why}{detail}", nsqd(index)), lines);
+                self.peer.lost(format!("refused by {}: {why}{detail}", nsqd(index)), lines);
             }
             Event::Failed { count, outcome: outcome @ Outcome::Rejected(_), .. } => {
                 lines.push((true, format!("{count} of the messages: {outcome}")));
@@ -156,14 +150,6 @@ impl Locals<'_> {
             Event::Failed { .. } | Event::Forgotten { .. } | Event::Resolved { .. } => {}
             _ => {}
         }
-    }
-
-    /// Tells each cause once, not at each attempt.
-    fn lost(&mut self, line: String, lines: &mut Vec<(bool, String)>) {
-        if self.connected || self.why.as_ref() != Some(&line) {
-            lines.push((true, line.clone()));
-        }
-        (self.connected, self.why) = (false, Some(line));
     }
 }
 
